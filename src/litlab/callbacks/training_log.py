@@ -1,0 +1,204 @@
+"""The training loss, logged without slowing the steps, and what a person sees while it runs."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+class TrainingLog(Callback):
+    """Logs train/loss, the mean over the examples since the last log, and train/loss_epoch, over the whole epoch.
+
+    The sum stays on the device and is read every `trainer.log_every_n_steps` optimizer steps: `self.log` in every
+    training step costs more than the step of a small model, and reading the value each time makes a GPU wait.
+    """
+
+    def __init__(self) -> None:
+        self.loss = math.nan  # of the last log, for the progress bar
+        self._sum = torch.zeros(())
+        self._examples = 0
+        self._epoch_sum = 0.0
+        self._epoch_examples = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin new sums."""
+        self._sum = torch.zeros((), device=pl_module.device)
+        self._examples = 0
+        self._epoch_sum = self._epoch_examples = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch's loss, and log at the steps that the trainer logs at."""
+        weight = batch["weight"]
+        accumulation = trainer.accumulate_grad_batches
+        if weight:  # a slice of weight zero repeats an example of another slice
+            # Lightning divided the loss by the accumulation, the model multiplied it by the weight: both are undone
+            self._sum.add_(outputs["loss"], alpha=len(batch["id"]) * accumulation / weight)
+            self._examples += len(batch["id"])
+        if (batch_idx + 1) % accumulation == 0 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            loss_sum, examples = self._collect(trainer)
+            self.loss = loss_sum / examples
+            self._log(trainer, "train/loss", self.loss)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the mean over the epoch."""
+        self._collect(trainer)
+        if self._epoch_examples:
+            self._log(trainer, "train/loss_epoch", self._epoch_sum / self._epoch_examples)
+
+    def _collect(self, trainer: Trainer) -> tuple[float, float]:
+        """The sum and the number of examples of all processes since the last call."""
+        totals = torch.stack([self._sum, torch.tensor(float(self._examples), device=self._sum.device)]).double()
+        loss_sum, examples = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        self._epoch_sum += loss_sum
+        self._epoch_examples += examples
+        self._sum.zero_()
+        self._examples = 0
+        return loss_sum, examples
+
+    def _log(self, trainer: Trainer, name: str, value: float) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {name: value, "epoch": trainer.current_epoch}, step=trainer.global_step - 1
+            )  # as Lightning counts: from 0
+
+
+class ProgressBar(TQDMProgressBar):
+    """A bar that is redrawn a few times a second, and a line for every epoch that stays.
+
+    Lightning's own redraws at every step: at a thousand steps a second that costs more than the step. Where the output
+    is not a terminal, a line every ten seconds takes the place of the bar.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._terminal = sys.stdout.isatty()
+        self._interval = 0.25 if self._terminal else 10.0  # seconds
+        self._drawn = time.monotonic()
+        self._epoch_started = 0.0
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar of an epoch; it vanishes when its line is printed."""
+        return self._adapted(super().init_train_tqdm)
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """The bar of a validation."""
+        return self._adapted(super().init_validation_tqdm)
+
+    def init_test_tqdm(self) -> Tqdm:
+        """The bar of a test."""
+        return self._adapted(super().init_test_tqdm)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print, once, what is derived from the batch size and the number of devices."""
+        self._say(describe(trainer, pl_module))
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Begin the epoch's bar."""
+        super().on_train_epoch_start(trainer, *args)
+        self._epoch_started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Redraw if the last time is long enough ago."""
+        if self._is_due():
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            metrics = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+            self._tick(
+                f"epoch {trainer.current_epoch + 1:>3}  batch {batch_idx + 1} of {trainer.num_training_batches}  {metrics}"
+            )
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
+    ) -> None:
+        """Redraw if the last time is long enough ago."""
+        if self._is_due():
+            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, *rest)
+            self._tick(f"validation batch {batch_idx + 1}")
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
+    ) -> None:
+        """Redraw if the last time is long enough ago."""
+        if self._is_due():
+            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, *rest)
+            self._tick(f"test batch {batch_idx + 1}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the scores."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+            shown = "  ".join(
+                f"{name} {value:.4f}" for name, value in {"train/loss": self._loss(trainer), **scores}.items()
+            )
+            seconds = time.monotonic() - self._epoch_started
+            self._say(f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>6}  {seconds:5.1f} s  {shown}")
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss of the last log beside the bar, and what modules log with `prog_bar=True`."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {"loss": f"{self._loss(trainer):.4f}", **metrics}
+
+    @staticmethod
+    def _loss(trainer: Trainer) -> float:
+        return next(
+            (callback.loss for callback in getattr(trainer, "callbacks", []) if isinstance(callback, TrainingLog)),
+            math.nan,
+        )
+
+    def _adapted(self, make_bar: Callable[[], Tqdm]) -> Tqdm:
+        if not self._terminal:
+            return Tqdm(disable=True)
+        bar = make_bar()
+        bar.leave = False
+        return bar
+
+    def _say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.is_enabled:
+            Tqdm.write(text)
+            sys.stdout.flush()
+
+    def _tick(self, text: str) -> None:
+        """Print a line where no bar is drawn."""
+        if not self._terminal:
+            self._say(text)
+
+    def _is_due(self) -> bool:
+        if (now := time.monotonic()) - self._drawn < self._interval:
+            return False
+        self._drawn = now
+        return True
+
+
+def describe(trainer: Trainer, module: LightningModule) -> str:
+    """The arithmetic of a training in a few lines: batch, steps, parameters, hardware."""
+    accumulation = trainer.accumulate_grad_batches
+    steps_per_epoch = math.ceil(trainer.num_training_batches / accumulation)
+    total = int(trainer.estimated_stepping_batches)
+    batch_size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    lines = []
+    if batch_size:
+        share = batch_size / (trainer.world_size * accumulation)
+        devices = f"{trainer.world_size} device{'s' if trainer.world_size > 1 else ''}"
+        lines.append(f"batch      {batch_size} examples = {share:g} x {devices} x {accumulation} accumulated")
+    warmup = f", {int(module.hparams['warmup'] * total):,} of them warm-up" if "warmup" in module.hparams else ""
+    lines.append(f"steps      {steps_per_epoch:,} per epoch, {total:,} in all{warmup}")
+    lines.append(f"parameters {parameters:,}" + (f", {trained:,} trained" if trained != parameters else ""))
+    lines.append(
+        f"hardware   {trainer.world_size} x {trainer.strategy.root_device.type}, precision {trainer.precision}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""How checkpoints reach the disk and come back."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from litlab.errors import BadInput, explain_full_disk
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and moves it there when it is complete; reads tensors and plain values only.
+
+    Lightning writes to the system's temporary folder and moves from there, which is a copy, and can be cut short, when
+    that folder is on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replace the file at `path` in one step.
+
+        Raises:
+            BadInput: if the disk is full; the checkpoint that was there is intact.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with explain_full_disk(target.parent, "writing a checkpoint"):
+            handle, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(scratch, 0o644)
+                os.replace(scratch, target)
+            except BaseException:
+                Path(scratch).unlink(missing_ok=True)
+                raise
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint without running any code that it may hold.
+
+        Raises:
+            BadInput: if the file is damaged or holds other objects than tensors and plain values.
+        """
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a file that is cut short or holds code
+            raise BadInput(
+                f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__}): it is damaged, or holds more than tensors."
+            ) from error

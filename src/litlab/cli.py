@@ -1,0 +1,209 @@
+"""From layers of YAML and a command line to a model, its data and a trainer: a thin LightningCLI.
+
+At most three layers, later ones win: configs/base.yaml, the files named with -c (an experiment, then overlays), and
+the options on the command line. A run's own config.yaml is complete and needs no base.
+"""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from litlab import explain, precision
+from litlab.callbacks.evaluation_results import EvaluationResults
+from litlab.checkpoint_io import AtomicCheckpointIO
+from litlab.errors import BadInput
+from litlab.loggers import MetricsCsv
+from litlab.run_directory import RunDirectory
+
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)  # what they say at every start is said by us, or an advertisement
+warnings.filterwarnings(
+    "ignore", message=".*smaller than the logging interval.*"
+)  # every epoch is logged whatever its length
+warnings.filterwarnings(
+    "ignore", message=".*LeafSpec.*is deprecated.*"
+)  # Lightning 2.6.6 under torch 2.13: nothing a user can change
+
+
+class Parser(LightningArgumentParser):
+    """Accepts no abbreviations and explains what it refuses in one sentence."""
+
+    arguments: list[str]
+    files: list[Path]
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what jsonargparse would print."""
+        options = [action.dest for action in self._actions]
+        raise BadInput(explain.problem(message, self.arguments, self.files, options)) from ex
+
+
+class LitlabCLI(LightningCLI):
+    """Parses the layers and instantiates model, data and trainer, with every file of the run in one directory.
+
+    Args:
+        arguments: the command line after the command: -c files and options.
+        run: the run directory to use; None plans a new one.
+
+    Raises:
+        BadInput: if a file or a setting cannot be used.
+    """
+
+    def __init__(self, arguments: list[str], run: RunDirectory | None = None) -> None:
+        self.files = config_files(arguments)
+        self._given_run = run
+        if run is None:
+            self.files.insert(0, base_file(self.files))
+            arguments = ["-c", str(self.files[0]), *arguments]
+        for file in self.files:
+            if problem := explain.file_problem(file):
+                raise BadInput(problem)
+        self.arguments = arguments
+        original, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns if it sees other arguments beside the ones given
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                parser_class=Parser,
+                parser_kwargs={"allow_abbrev": False, "prog": "litlab fit"},
+                auto_configure_optimizers=False,
+                args=arguments,
+                run=False,
+            )
+        finally:
+            sys.argv = original
+
+    def init_parser(self, **kwargs: Any) -> Parser:
+        """Give the parser what it needs to explain an error."""
+        parser = super().init_parser(**kwargs)
+        assert isinstance(parser, Parser)
+        parser.arguments, parser.files = self.arguments, self.files
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Lightning's own options lack, and link what must not be said twice."""
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="name of the folder below runs/; null: the first -c file's name",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what depends on the machine, so that config.yaml says what was used."""
+        if self.config.experiment is None:
+            own_files = [file for file in self.files if file.name != "base.yaml"]
+            self.config.experiment = own_files[0].stem if own_files else "unnamed"
+        if not re.fullmatch(r"\w[\w.-]*", self.config.experiment):
+            raise BadInput(
+                f"experiment {self.config.experiment!r} names a folder: use letters, digits, '_', '-' and '.' only."
+            )
+        self.device = precision.device_type(self.config.trainer.accelerator)
+        if self.config.trainer.precision is None:
+            self.config.trainer.precision, reason = precision.choose(self.device)
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                print(f"precision  {self.config.trainer.precision}: {reason}", file=sys.stderr)
+        self.run = self._given_run or RunDirectory.plan(runs_folder(self.files), self.config.experiment)
+
+    def config_yaml(self) -> str:
+        """The whole configuration, without anything that belongs to one run only."""
+        return self.parser.dump(self.config, skip_none=False)
+
+    def instantiate_classes(self) -> None:
+        """Instantiate with loggers and checkpoints directed to the run directory, which stays out of the configuration."""
+        stated = self.config
+        self.config = stated.clone()
+        self.config.checkpoint.dirpath = str(self.run.path / "checkpoints")
+        loggers = self.config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if "save_dir" in (getattr(logger, "init_args", None) or {}):
+                logger.init_args.save_dir = str(self.run.path)
+        super().instantiate_classes()
+        self.config = stated
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Add what every run has, whatever its YAML says: metrics.csv, the evaluation results, safe checkpoints."""
+        config = self.config_init.trainer
+        loggers = (
+            config.logger
+            if isinstance(config.logger, list)
+            else [config.logger]
+            if config.logger not in (None, True, False)
+            else []
+        )
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        plugins = [*plugins, AtomicCheckpointIO()]
+        if config.precision == "bf16-mixed" and isinstance(config.strategy, str) and "fsdp" not in config.strategy:
+            kwargs["precision"] = None  # the plugin says it
+            plugins.append(precision.Bf16Mixed(self.device))
+        self.results = EvaluationResults(self.run)
+        self.trainer_defaults["callbacks"] = [self.results]
+        if not config.fast_dev_run:
+            kwargs["logger"] = [MetricsCsv(self.run.path), *loggers]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+
+def config_files(arguments: list[str]) -> list[Path]:
+    """The files named with -c or --config, in their order.
+
+    Raises:
+        BadInput: if -c is the last word.
+    """
+    files = []
+    for position, argument in enumerate(arguments):
+        if argument in ("-c", "--config"):
+            if position + 1 == len(arguments):
+                raise BadInput(f"{argument} needs a file: -c configs/experiment/<name>.yaml.")
+            files.append(Path(arguments[position + 1]))
+        elif argument.startswith("--config="):
+            files.append(Path(argument.removeprefix("--config=")))
+    return files
+
+
+def project_root(files: list[Path]) -> Path:
+    """The nearest folder with configs/, upwards from the first configuration file or the current folder.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    for start in [*(file.resolve().parent for file in files[:1]), Path.cwd()]:
+        for folder in (start, *start.parents):
+            if (folder / "configs").is_dir():
+                return folder
+    raise BadInput(f"no folder configs/ in {Path.cwd()} or above it: run litlab inside the project.")
+
+
+def base_file(files: list[Path]) -> Path:
+    """configs/base.yaml of the project.
+
+    Raises:
+        BadInput: if it is missing.
+    """
+    base = project_root(files) / "configs" / "base.yaml"
+    if not base.is_file():
+        raise BadInput(
+            f"{base} is missing: every experiment builds on it; git checkout -- configs/base.yaml brings it back."
+        )
+    return base
+
+
+def runs_folder(files: list[Path]) -> Path:
+    """Where runs are kept: $LITLAB_RUNS, or runs/ in the project."""
+    if folder := os.environ.get("LITLAB_RUNS"):
+        return Path(folder).expanduser().resolve()
+    return project_root(files) / "runs"

@@ -1,0 +1,156 @@
+"""Which examples form which batch.
+
+The sequence of *global* batches, one per optimizer step, is a pure function of (data, seed, epoch, batch size). The
+processes and the micro-batches of gradient accumulation take slices of it: two processes see what one process with
+two micro-batches sees, and any number of processes can continue what another number began. Nothing here draws from
+the global random number generators.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+
+from litlab.errors import BadInput
+
+Batch = dict[str, Any]
+Fetch = Callable[[np.ndarray], Batch]
+"""Turns the indices of examples, (batch,), into a batch of tensors."""
+Plan = Callable[[int], Sequence[np.ndarray]]
+"""Turns an epoch number into the global batches of that epoch, each the indices of its examples."""
+
+
+def shuffled(size: int, batch_size: int, seed: int) -> Plan:
+    """Plan epochs that visit each of `size` examples once in a new random order; the last batch may be smaller.
+
+    Args:
+        size: number of examples.
+        batch_size: examples per optimizer step, over all processes and micro-batches.
+        seed: together with the epoch it fixes the order.
+    """
+
+    def plan(epoch: int) -> list[np.ndarray]:
+        order = np.random.default_rng([seed, epoch]).permutation(size)
+        return [order[start : start + batch_size] for start in range(0, size, batch_size)]
+
+    return plan
+
+
+def _repeat(batches: Sequence[np.ndarray], epoch: int) -> Sequence[np.ndarray]:
+    return batches
+
+
+class TrainingBatches:
+    """One process's slices of the global batches, as Lightning's train dataloader.
+
+    Every batch carries `weight`: the mean loss of the slice times `weight`, averaged over processes and micro-batches,
+    is the mean loss of the global batch, also where that does not divide evenly. A slice that would be empty repeats
+    an example with weight 0.
+
+    Args:
+        fetch: makes a batch from indices.
+        plan: the global batches of an epoch.
+        rank: number of this process.
+        world_size: number of processes.
+        accumulation: micro-batches per optimizer step.
+    """
+
+    def __init__(self, fetch: Fetch, plan: Plan, rank: int = 0, world_size: int = 1, accumulation: int = 1) -> None:
+        self._fetch = fetch
+        self._plan = plan
+        self._rank = rank
+        self._world_size = world_size
+        self._accumulation = accumulation
+        self._length = len(plan(0)) * accumulation
+        self.epoch = 0
+        self.position = 0
+
+    @classmethod
+    def for_trainer(cls, trainer: Trainer | None, fetch: Fetch, plan: Plan) -> "TrainingBatches":
+        """The slices of the trainer's process; every epoch the same when it overfits a few batches."""
+        if trainer is None:
+            return cls(fetch, plan)
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            plan = partial(_repeat, plan(0))
+        return cls(fetch, plan, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+
+    def __len__(self) -> int:
+        """Micro-batches per epoch and process."""
+        return self._length
+
+    @property
+    def sampler(self) -> "TrainingBatches":
+        """Lightning announces a new epoch to a dataloader's sampler: that is this object itself."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin `epoch`; within that epoch already, stay where we are."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        global_batches = self._plan(self.epoch)
+        slices = self._world_size * self._accumulation
+        while self.position < len(global_batches):
+            whole = global_batches[self.position]
+            for micro in range(self._accumulation):
+                part = whole
+                if slices > 1:
+                    part = np.array_split(whole, slices)[micro * self._world_size + self._rank]
+                if micro == self._accumulation - 1:
+                    self.position += 1
+                batch = self._fetch(part if len(part) else whole[:1])
+                batch["weight"] = len(part) * slices / len(whole)
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The whole state: the epoch, and how many of its global batches were handed out completely."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from `state`, whatever number of processes saved it."""
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class EvaluationBatches:
+    """One process's share of a split: over all processes each example comes exactly once, and all make as many steps.
+
+    Args:
+        fetch: makes a batch from indices.
+        order: indices of the examples, (examples,), in the order in which to visit them.
+        batch_size: most examples per process and step.
+        rank: number of this process.
+        world_size: number of processes.
+
+    Raises:
+        BadInput: if there are fewer examples than processes.
+    """
+
+    def __init__(self, fetch: Fetch, order: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if len(order) < world_size:
+            raise BadInput(
+                f"a split of {len(order)} examples cannot be evaluated by {world_size} processes: use fewer devices."
+            )
+        # nearly equal parts, so that none is empty and sharded models, which step together, never wait for each other
+        steps = max(1, min(math.ceil(len(order) / (batch_size * world_size)), len(order) // world_size))
+        self._fetch = fetch
+        self._parts = np.array_split(order, steps * world_size)[rank::world_size]
+
+    @classmethod
+    def for_trainer(
+        cls, trainer: Trainer | None, fetch: Fetch, order: np.ndarray, batch_size: int
+    ) -> "EvaluationBatches":
+        """The share of the trainer's process."""
+        if trainer is None:
+            return cls(fetch, order, batch_size)
+        return cls(fetch, order, batch_size, trainer.global_rank, trainer.world_size)
+
+    def __len__(self) -> int:
+        """Batches per process."""
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._fetch, self._parts)

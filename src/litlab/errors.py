@@ -1,0 +1,34 @@
+"""What a person did wrong, said in one sentence."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class BadInput(Exception):
+    """Input that cannot be used. The message is one sentence: what is wrong, where, and what would be right.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+@contextmanager
+def explain_full_disk(folder: Path, doing: str) -> Iterator[None]:
+    """Turn "no space left" while writing below `folder` into a `BadInput` that says what to free.
+
+    Args:
+        folder: where the bytes were to go.
+        doing: what was being done, as in "while caching MNIST".
+
+    Raises:
+        BadInput: if the disk is full or the quota is used up.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BadInput(
+                f"no space left in {folder} while {doing}: free some, or set LITLAB_CACHE to another folder."
+            ) from error
+        raise

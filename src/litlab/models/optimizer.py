@@ -1,0 +1,77 @@
+"""The optimizer and learning-rate schedule that all models share."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
+
+Schedule = Literal["linear", "cosine", "exponential", "constant"]
+
+FINAL_FRACTION = 0.01  # where the exponential schedule ends, as a fraction of the peak: it never reaches zero by itself
+
+
+def rate_at(step: int, total: int, warmup: int, schedule: Schedule) -> float:
+    """The learning rate of one optimizer step, as a fraction of its peak.
+
+    It rises linearly over `warmup` steps, then decays until `total`; every step before the last has a rate above zero.
+
+    Args:
+        step: number of optimizer steps done before.
+        total: optimizer steps of the whole training.
+        warmup: steps of the rise; the first step already has a rate above zero.
+        schedule: the shape of the decay.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    if schedule == "linear":
+        return 1 - progress
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    if schedule == "exponential":
+        return FINAL_FRACTION**progress
+    return 1.0
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups with weight decay on matrices only: biases, norms and embeddings are left alone.
+
+    Decay shrinks a weight towards zero; for a scale or an offset that is a bias towards a wrong value, and an embedding
+    row would shrink although its token never occurs.
+    """
+    embeddings = {id(child.weight) for child in module.modules() if isinstance(child, nn.Embedding)}
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trainable if parameter.ndim >= 2 and id(parameter) not in embeddings]
+    chosen = {id(parameter) for parameter in decayed}
+    rest = [parameter for parameter in trainable if id(parameter) not in chosen]
+    groups = [
+        {"name": "decayed", "params": decayed, "weight_decay": weight_decay},
+        {"name": "not_decayed", "params": rest, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def configure(
+    module: LightningModule, learning_rate: float, weight_decay: float, schedule: Schedule, warmup: float
+) -> OptimizerLRSchedulerConfig:
+    """AdamW and a schedule per optimizer step, as `LightningModule.configure_optimizers` returns them.
+
+    Args:
+        module: its trainable parameters are optimized; its trainer knows how many steps there will be.
+        learning_rate: at its peak.
+        weight_decay: decoupled, as in AdamW (Loshchilov and Hutter, 2019).
+        schedule: the shape of the decay after the warm-up.
+        warmup: the rise, as a fraction of all steps.
+    """
+    total = int(module.trainer.estimated_stepping_batches)
+    optimizer = torch.optim.AdamW(decay_groups(module, weight_decay), lr=learning_rate, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate_at(step, total, int(warmup * total), schedule)
+    )
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
+    }

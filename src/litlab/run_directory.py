@@ -1,0 +1,324 @@
+"""The record of a run: a directory that holds everything needed to read, repeat and continue it.
+
+    runs/<experiment>/<run id>/
+      config.yaml   run.json   code.patch   metrics.csv   eval.json   predictions/   checkpoints/   wandb/   lock
+
+Reading one needs neither torch nor Lightning. Every file but the growing metrics.csv is replaced in one step, so a run
+that is killed leaves files that can be read.
+"""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from litlab.errors import BadInput
+
+HEARTBEAT_SECONDS = 10
+DEAD_AFTER_SECONDS = 60  # without a heartbeat, a run on another host counts as dead
+LARGEST_NEW_FILE = 1_000_000  # bytes; untracked files above this are data, not code, and stay out of code.patch
+SECRET_FILES = (
+    ".env",
+    ".env.*",
+    "*.env",
+    "*.pem",
+    "*.key",
+    ".netrc",
+    ".pypirc",
+    "id_rsa*",
+    "*credentials*",
+    "*secret*",
+)
+SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+SECRET_SHAPES = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}"
+    r"|AKIA[0-9A-Z]{16}|xox[abp]-[A-Za-z0-9-]{10,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+SECRET_ASSIGNMENTS = re.compile(
+    r"((?:key|token|secret|password|passwd)['\"]?\s*[=:]\s*['\"]?)(?=[^\s'\"]*\d)[A-Za-z0-9_/+-]{20,}", re.IGNORECASE
+)
+
+
+def redact(text: str) -> str:
+    """Replace what looks like a key or token, and the value of any environment variable that is named like one."""
+    for name, value in os.environ.items():
+        if SECRET_NAMES.search(name) and len(value) >= 8:
+            text = text.replace(value, f"<{name}>")
+    return SECRET_ASSIGNMENTS.sub(r"\1<secret>", SECRET_SHAPES.sub("<secret>", text))
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def new_run_id() -> str:
+    """An id that sorts by the time it was made (UTC, milliseconds) and does not collide: 20261122-093015-123-9f3a61c2."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}-{secrets.token_hex(4)}"
+
+
+class RunDirectory:
+    """One run on disk.
+
+    Args:
+        path: the directory; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+        self._released = threading.Event()
+
+    @classmethod
+    def plan(cls, runs: Path, experiment: str) -> "RunDirectory":
+        """A run directory with a new id; nothing is written before `create`."""
+        return cls(runs / experiment / new_run_id())
+
+    @property
+    def id(self) -> str:
+        """The run id: the name of the directory."""
+        return self.path.name
+
+    @property
+    def experiment(self) -> str:
+        """The experiment: the name of the directory above."""
+        return self.path.parent.name
+
+    def create(self, config: str, record: dict[str, Any], project: Path) -> None:
+        """Make the directory with its first files, take its lock, and let the `latest` links point to it.
+
+        Args:
+            config: the content of config.yaml.
+            record: the content of run.json; the state of the code is added.
+            project: the folder whose code is recorded.
+
+        Raises:
+            BadInput: if the directory cannot be made.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir()
+        except OSError as error:
+            raise BadInput(
+                f"cannot make the run directory {self.path} ({error.strerror}): set LITLAB_RUNS to a folder you can write to."
+            ) from error
+        self.acquire()
+        write_atomically(self.path / "config.yaml", redact(config))
+        code, patch = code_state(project)
+        self.update_record(**record, git=code)
+        if patch:
+            write_atomically(self.path / "code.patch", patch)
+        for link, target in (
+            (self.path.parent / "latest", self.id),
+            (self.path.parent.parent / "latest", f"{self.experiment}/{self.id}"),
+        ):
+            _point(link, target)
+
+    def record(self) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+            BadInput: if there is none, or it cannot be read.
+        """
+        try:
+            return json.loads((self.path / "run.json").read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"{self.path / 'run.json'} cannot be read ({error}): the folder is not a run directory or is damaged."
+            ) from error
+
+    def update_record(self, **changes: Any) -> None:
+        """Add to or change run.json."""
+        file = self.path / "run.json"
+        content = {**(self.record() if file.exists() else {}), **changes}
+        write_atomically(file, redact(json.dumps(content, indent=2, default=str)) + "\n")
+
+    def write_evaluation(self, split: str, result: dict[str, Any]) -> None:
+        """Add the scores of a split to eval.json."""
+        file = self.path / "eval.json"
+        content = json.loads(file.read_text()) if file.exists() else {}
+        write_atomically(file, json.dumps({**content, split: result}, indent=2) + "\n")
+
+    def checkpoint(self, name: str) -> Path:
+        """The path of a checkpoint, "best" or "last".
+
+        Raises:
+            BadInput: if there is no such checkpoint.
+        """
+        path = self.path / "checkpoints" / f"{name}.ckpt"
+        if not path.exists():
+            there = sorted(file.stem for file in path.parent.glob("*.ckpt"))
+            raise BadInput(
+                f"{path} does not exist; this run has {', '.join(there) if there else 'no checkpoints: it was stopped before the first one'}."
+            )
+        return path
+
+    def acquire(self) -> None:
+        """Take the lock: this process is now the only one that may write here, until `release` or its death.
+
+        Raises:
+            BadInput: if another process that is alive holds it.
+        """
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = not self._beats_elsewhere()
+        except OSError:
+            free = False
+        if not free:
+            os.close(handle)
+            holder = self._holder()
+            raise BadInput(
+                f"{self.path} is in use by process {holder.get('pid')} on {holder.get('host')}: wait for it or stop it."
+            )
+        self._lock = handle
+        self._beat()
+        self._heart = threading.Thread(target=self._keep_beating, name="litlab-heartbeat", daemon=True)
+        self._heart.start()
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._released.set()
+            self._heart.join()
+            os.ftruncate(self._lock, 0)  # not removed: another process may have it open already
+            os.close(self._lock)
+            self._lock = None
+
+    def is_alive(self) -> bool:
+        """Whether a process is working on this run."""
+        if self._lock is not None:
+            return True
+        try:
+            handle = os.open(self.path / "lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self._beats_elsewhere()
+        except OSError:
+            return True
+        finally:
+            os.close(handle)
+
+    def _beat(self) -> None:
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": time.time()}
+        assert self._lock is not None
+        os.pwrite(self._lock, json.dumps(holder).ljust(200).encode(), 0)
+
+    def _keep_beating(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a full or vanished disk is reported by whoever writes results
+                self._beat()
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "lock").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _beats_elsewhere(self) -> bool:
+        """Whether another host, whose lock a network disk may not show us, has written a heartbeat lately."""
+        holder = self._holder()
+        return (
+            holder.get("host") not in (None, socket.gethostname())
+            and time.time() - holder["heartbeat"] < DEAD_AFTER_SECONDS
+        )
+
+
+def _point(link: Path, target: str) -> None:
+    scratch = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
+    scratch.symlink_to(target)
+    os.replace(scratch, link)
+
+
+def find(runs: Path, reference: str) -> RunDirectory:
+    """The run that a person means.
+
+    Args:
+        runs: the folder of all runs.
+        reference: "latest", an experiment (its newest run), a run id, or a path.
+
+    Raises:
+        BadInput: if there is no such run.
+    """
+    candidates = [Path(reference), runs / reference, runs / reference / "latest", *runs.glob(f"*/{reference}")]
+    for path in candidates:
+        if (path / "run.json").is_file():
+            return RunDirectory(path.resolve())
+    known = sorted(
+        run.parent.relative_to(runs).as_posix() for run in runs.glob("*/*/run.json") if not run.parent.is_symlink()
+    )
+    hint = (
+        f"the newest are {', '.join(known[-3:])}" if known else "there are none yet: make train EXP=mnist_mlp makes one"
+    )
+    raise BadInput(f"no run {reference!r} in {runs}; {hint}.")
+
+
+def code_state(root: Path) -> tuple[dict[str, Any], str]:
+    """The git commit of the project, and a patch of everything that is not committed, without secrets.
+
+    New files are part of the patch unless git ignores them or they are large.
+    """
+
+    def git(*arguments: str, names: str = "", **environment: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        outcome = subprocess.run(
+            command, input=names, capture_output=True, text=True, errors="replace", env={**os.environ, **environment}
+        )
+        return outcome.stdout
+
+    commit = git("rev-parse", "HEAD").strip()
+    if not commit:
+        return {"commit": None, "dirty": None}, ""
+    top = Path(git("rev-parse", "--show-toplevel").strip())
+    with tempfile.TemporaryDirectory() as room:
+        index = (
+            Path(room) / "index"
+        )  # a copy, so that new files can be announced without touching the user's staging area
+        original = Path(git("rev-parse", "--absolute-git-dir").strip()) / "index"
+        if original.exists():
+            index.write_bytes(original.read_bytes())
+        listed = git("ls-files", "--others", "--exclude-standard", "-z", "--full-name", str(top)).split("\0")
+        new = [
+            name
+            for name in listed
+            if name and (top / name).is_file() and (top / name).stat().st_size <= LARGEST_NEW_FILE
+        ]
+        if new:
+            from_stdin = ("--pathspec-from-file=-", "--pathspec-file-nul")
+            git("-C", str(top), "add", "--intent-to-add", *from_stdin, names="\0".join(new), GIT_INDEX_FILE=str(index))
+        excluded = [f":(exclude,glob)**/{pattern}" for pattern in SECRET_FILES]
+        patch = git("-C", str(top), "diff", "HEAD", "--", ".", *excluded, GIT_INDEX_FILE=str(index))
+    return {"commit": commit, "dirty": bool(patch)}, redact(patch)
+
+
+def rows(path: Path) -> Iterator[dict[str, float]]:
+    """The rows of a run's metrics.csv, each with the numbers that were logged at that step."""
+    with (path / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield {name: float(value) for name, value in row.items() if value not in ("", None)}

@@ -1,0 +1,90 @@
+"""What the tests share: a small MNIST in the official file format, and the real command in a project of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test sees the user's credentials, cache or runs, or reaches the network."""
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "LITLAB_")):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+@pytest.fixture(scope="session")
+def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MNIST's four files with 600 training and 200 test images: each digit a blurred blob at its own place, with noise."""
+    folder = tmp_path_factory.mktemp("idx")
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:28, :28]
+    centres = [(6 + 5 * (digit // 4), 4 + 6 * (digit % 4)) for digit in range(10)]
+    prototypes = np.stack([np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 18) for r, c in centres]) * 200
+    for name, size in (("train", 600), ("t10k", 200)):
+        labels = random.permutation(np.arange(size) % 10).astype(np.uint8)
+        images = (prototypes[labels] + random.normal(0, 25, (size, 28, 28))).clip(0, 255).astype(np.uint8)
+        header = np.array([0x803, size, 28, 28], ">u4").tobytes()
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(np.array([0x801, size], ">u4").tobytes() + labels.tobytes())
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, idx_folder: Path) -> Path:
+    """A project folder with the real configs, whose mnist_mlp trains on the small MNIST for two epochs."""
+    folder = tmp_path / "project"
+    shutil.copytree(PROJECT / "configs", folder / "configs")
+    experiment = folder / "configs" / "experiment" / "mnist_mlp.yaml"
+    text = experiment.read_text()
+    for before, after in (
+        ("source: catalog", f"source: {idx_folder}"),
+        ("batch_size: 128", "batch_size: 32"),
+        ("validation_size: 5000", "validation_size: 100"),
+        ("max_epochs: 20", "max_epochs: 2"),
+    ):
+        assert before in text, f"{before!r} is not in mnist_mlp.yaml any more"
+        text = text.replace(before, after)
+    experiment.write_text(text)
+    return folder
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def litlab(project: Path) -> Command:
+    """Runs the real command, `litlab(*arguments)`, in the project folder as a process of its own."""
+
+    def run(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "litlab", *arguments],
+            cwd=project,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture
+def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project folder as the current one, for calling commands in this process."""
+    monkeypatch.chdir(project)
+    return project
