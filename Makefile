@@ -1,0 +1,59 @@
+# Every command that a person types. `make` lists them.
+#   EXP=name    an experiment: configs/experiment/name.yaml
+#   RUN=name    a run: latest, an experiment (its newest run), a run id, or a path
+#   ARGS="..."  options that are passed on, e.g. ARGS="--model.learning_rate=3e-3 -c configs/hardware/ddp.yaml"
+#   SYSTEM_TORCH=1  with setup: use the torch that PYTHON already has, as on a cluster, instead of the pinned one
+
+PYTHON ?= python3
+RUN ?= latest
+LITLAB := .venv/bin/litlab
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint .venv/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train eval test test-slow lint format notebook clean
+
+help: ## list these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/installed ## create .venv and install litlab with the exact versions of constraints.txt
+
+train: .venv/installed ## train an experiment: make train EXP=mnist_mlp ARGS="--model.learning_rate=3e-3"
+	@$(LITLAB) fit -c configs/experiment/$(EXP).yaml $(ARGS)
+
+eval: .venv/installed ## score a run on the test split: make eval RUN=latest
+	@$(LITLAB) eval $(RUN) $(ARGS)
+
+test: .venv/installed-dev ## run the tests, about two minutes: make test ARGS="tests/data -k idx"
+	@.venv/bin/pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/installed-dev ## run the tests that train on all of MNIST
+	@.venv/bin/pytest -m slow $(ARGS)
+
+lint: .venv/installed-dev ## check format, style and types
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+format: .venv/installed-dev ## rewrite the code in the project's format
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+notebook: .venv/installed-dev ## open a run in Jupyter: its curves and its wrong predictions
+	@$(INSTALL) jupyterlab && .venv/bin/jupyter lab notebooks/read_a_run.ipynb
+
+clean: ## remove .venv; runs, data and the shared cache stay
+	rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"litlab needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
+	@echo "installing litlab into .venv (once; a few minutes, most of them torch)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) .venv
+	@$(if $(SYSTEM_TORCH),grep -v '^torch==',cat) constraints.txt > .venv/constraints.txt
+	@$(INSTALL) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "installing what the tests need (once)"
+	@$(INSTALL) --editable ".[dev]"
+	@touch $@
