@@ -10,12 +10,14 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from pydantic import Field
 
 from litlab import explain, precision
 from litlab.callbacks.evaluation_results import EvaluationResults
@@ -34,16 +36,18 @@ warnings.filterwarnings(
 )  # Lightning 2.6.6 under torch 2.13: nothing a user can change
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
 class Parser(LightningArgumentParser):
     """Accepts no abbreviations and explains what it refuses in one sentence."""
 
-    arguments: list[str]
-    files: list[Path]
+    settings: ClassVar[explain.Settings]
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise what jsonargparse would print."""
         options = [action.dest for action in self._actions]
-        raise BadInput(explain.problem(message, self.arguments, self.files, options)) from ex
+        raise BadInput(explain.problem(message, self.settings, options)) from ex
 
 
 class LitlabCLI(LightningCLI):
@@ -66,7 +70,6 @@ class LitlabCLI(LightningCLI):
         for file in self.files:
             if problem := explain.file_problem(file):
                 raise BadInput(problem)
-        self.arguments = arguments
         original, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns if it sees other arguments beside the ones given
         try:
             super().__init__(
@@ -75,22 +78,21 @@ class LitlabCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=None,
-                seed_everything_default=0,
-                parser_class=Parser,
+                # a class of its own, because jsonargparse makes further parsers of the same class for models and data
+                parser_class=type("Parser", (Parser,), {"settings": explain.Settings(arguments, self.files)}),
                 parser_kwargs={"allow_abbrev": False, "prog": "litlab fit"},
                 auto_configure_optimizers=False,
                 args=arguments,
                 run=False,
             )
+        except BadInput as error:
+            raise BadInput(str(error).strip(explain.OPEN + explain.CLOSE)) from error
         finally:
             sys.argv = original
 
-    def init_parser(self, **kwargs: Any) -> Parser:
-        """Give the parser what it needs to explain an error."""
-        parser = super().init_parser(**kwargs)
-        assert isinstance(parser, Parser)
-        parser.arguments, parser.files = self.arguments, self.files
-        return parser
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed; Lightning's own option also takes true, for a seed that nobody knows."""
+        parser.add_argument("--seed_everything", type=Seed, default=0, help="seed of everything random")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Lightning's own options lack, and link what must not be said twice."""
@@ -155,7 +157,10 @@ class LitlabCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [self.results]
         if not config.fast_dev_run:
             kwargs["logger"] = [MetricsCsv(self.run.path), *loggers]
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
+        try:
+            return super().instantiate_trainer(plugins=plugins, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise BadInput(f"the trainer's settings do not work here: {explain.first_sentence(str(error))}") from error
 
 
 def config_files(arguments: list[str]) -> list[Path]:

@@ -112,7 +112,7 @@ def score(run: RunDirectory, split: str, checkpoint_name: str, overrides: list[s
         if split == "test":
             print(f"the test split of this run was looked at {looks} time{'s' if looks > 1 else ''}")
         print(f"run   {shown(run.path)}")
-        print(f"see   {shown(run.path)}/predictions/{split}.parquet and notebooks/read_a_run.ipynb")
+        print(f"see   {shown(run.path)}/predictions/{split}.parquet")
     return 0
 
 
@@ -149,7 +149,7 @@ def configuration_errors() -> Iterator[None]:
     try:
         yield
     except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise BadInput(f"these settings do not work here: {' '.join(str(error).split()).removesuffix('.')}.") from error
+        raise BadInput(f"these settings do not work here: {explain.first_sentence(str(error))}") from error
 
 
 @contextmanager

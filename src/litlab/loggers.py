@@ -1,6 +1,7 @@
 """Where the numbers of a run go: always metrics.csv in the run directory, and Weights & Biases."""
 
 import csv
+import io
 import json
 import os
 import sys
@@ -51,24 +52,29 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""
         row = {"step": step, **metrics}
-        if not self._columns and self._file.exists():
-            with self._file.open(newline="") as file:
-                self._columns = next(csv.reader(file), [])
+        if not self._columns:
+            self._columns = next(iter(self._rows()), [])
         if new := [name for name in row if name not in self._columns]:
             self._add_columns(new)
         with self._file.open("a", newline="") as file:
-            csv.writer(file).writerow([row.get(name, "") for name in self._columns])
+            csv.writer(file, lineterminator="\n").writerow([row.get(name, "") for name in self._columns])
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: config.yaml has them."""
 
+    def _rows(self) -> list[list[str]]:
+        if not self._file.exists():
+            return []
+        with self._file.open(newline="") as file:
+            return list(csv.reader(file))
+
     def _add_columns(self, new: list[str]) -> None:
-        old_rows = self._file.read_text().splitlines()[1:] if self._file.exists() else []
         self._columns += new
-        empty = "," * len(new)
-        lines = [",".join(self._columns), *(row + empty for row in old_rows)]
-        write_atomically(self._file, "\n".join(lines) + "\n")
+        text = io.StringIO()
+        rows = [row + [""] * (len(self._columns) - len(row)) for row in self._rows()[1:]]
+        csv.writer(text, lineterminator="\n").writerows([self._columns, *rows])
+        write_atomically(self._file, text.getvalue())
 
 
 class Wandb(WandbLogger):
@@ -93,6 +99,8 @@ class Wandb(WandbLogger):
         finish_timeout: float = 60,
         save_dir: str = ".",
     ) -> None:
+        # W&B's telemetry goes out even in offline mode, and delays the end by 20 seconds if the server does not answer.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         folder = Path(save_dir)
         super().__init__(name=folder.name, project=project, save_dir=save_dir, id=folder.name, group=folder.parent.name)
         self._wandb_init.pop("anonymous")  # always passed by Lightning 2.6.6, and deprecated by W&B
@@ -126,8 +134,6 @@ class Wandb(WandbLogger):
     def _begin(self, mode: WandbMode) -> None:
         import wandb
 
-        if mode != "online":
-            wandb.setup(settings=wandb.Settings(mode=mode))  # without this, an offline run still sends telemetry
         config = yaml.safe_load((self._folder / "config.yaml").read_text())
         config["git_commit"] = json.loads((self._folder / "run.json").read_text())["git"]["commit"]
         self._wandb_init["mode"] = mode
@@ -137,7 +143,8 @@ class Wandb(WandbLogger):
             finish_timeout=self._finish_timeout,
             disable_git=True,  # code.patch of the run directory has the uncommitted changes, without secrets
             x_transaction_log_flush_interval=2,  # seconds; W&B's 15 lose that much to a kill
-            silent=mode != "online",  # one line of our own says the same; online, W&B prints the run's address
+            silent=mode != "online",  # one line of our own says the same; online, W&B's warnings stay
+            quiet=True,  # otherwise init asks for the user's name first, beyond init_timeout
         )
         super().experiment  # noqa: B018  # Lightning's property calls wandb.init with what was collected above
         monitor, best = config["checkpoint"]["monitor"], config["checkpoint"]["mode"]
@@ -153,6 +160,10 @@ def choose_mode(mode: WandbMode | None) -> tuple[WandbMode, str]:
         return ("offline" if named == "dryrun" else named), "WANDB_MODE"  # type: ignore[return-value]
     import wandb
 
-    if wandb.login(prompt=False, verify=False):
-        return "online", "credentials found"
+    wandb.setup(settings=wandb.Settings(silent=True))  # login would ask the server for the user's name, to print it
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return "online", "credentials found"
+    except wandb.errors.AuthenticationError as error:
+        return "offline", str(error)
     return "offline", "no credentials; wandb login, or wandb sync later"

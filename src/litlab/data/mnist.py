@@ -11,6 +11,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from pydantic import NonNegativeInt, PositiveInt
 
 from litlab.data import catalog
 from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, shuffled
@@ -52,10 +53,10 @@ class MNIST(LightningDataModule):
     def __init__(
         self,
         source: str = "catalog",
-        batch_size: int = 128,
-        evaluation_batch_size: int = 1000,
-        validation_size: int = 5000,
-        seed: int = 0,
+        batch_size: PositiveInt = 128,
+        evaluation_batch_size: PositiveInt = 1000,
+        validation_size: PositiveInt = 5000,
+        seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.source = source
@@ -91,7 +92,7 @@ class MNIST(LightningDataModule):
             name: torch.from_numpy(arrays[f"{name}_labels"]).long() for name in ("train", "test")
         }  # (examples,)
         self.train_size = len(self.labels["train"]) - self.validation_size
-        if not 0 < self.validation_size < len(self.labels["train"]):
+        if self.train_size < 1:
             raise BadInput(
                 f"data.validation_size is {self.validation_size}: it must be between 1 and {len(self.labels['train']) - 1}, "
                 f"as the training file of {self.source!r} has {len(self.labels['train'])} examples."

@@ -5,6 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -27,13 +28,13 @@ class MnistMLP(LightningModule):
 
     def __init__(
         self,
-        hidden: int = 128,
-        num_classes: int = 10,
-        label_smoothing: float = 0.05,
-        learning_rate: float = 4e-3,
-        weight_decay: float = 0.3,
+        hidden: PositiveInt = 128,
+        num_classes: PositiveInt = 10,
+        label_smoothing: optimizer.Fraction = 0.05,
+        learning_rate: PositiveFloat = 4e-3,
+        weight_decay: NonNegativeFloat = 0.3,
         schedule: optimizer.Schedule = "linear",
-        warmup: float = 0.05,
+        warmup: optimizer.Fraction = 0.05,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

@@ -1,14 +1,16 @@
 """The optimizer and learning-rate schedule that all models share."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from pydantic import Field
 from torch import nn
 
 Schedule = Literal["linear", "cosine", "exponential", "constant"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 FINAL_FRACTION = 0.01  # where the exponential schedule ends, as a fraction of the peak: it never reaches zero by itself
 

