@@ -9,9 +9,11 @@ import os
 import re
 import sys
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -21,6 +23,7 @@ from pydantic import Field
 
 from litlab import explain, precision
 from litlab.callbacks.evaluation_results import EvaluationResults
+from litlab.callbacks.loader_states import LoaderStates
 from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.errors import BadInput
 from litlab.loggers import MetricsCsv
@@ -35,6 +38,9 @@ warnings.filterwarnings(
     "ignore", message=".*LeafSpec.*is deprecated.*"
 )  # Lightning 2.6.6 under torch 2.13: nothing a user can change
 
+
+# some Lightning callbacks have an enum as a default, which YAML cannot write although it is a string
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -154,7 +160,7 @@ class LitlabCLI(LightningCLI):
             kwargs["precision"] = None  # the plugin says it
             plugins.append(precision.Bf16Mixed(self.device))
         self.results = EvaluationResults(self.run)
-        self.trainer_defaults["callbacks"] = [self.results]
+        self.trainer_defaults["callbacks"] = [self.results, LoaderStates()]
         if not config.fast_dev_run:
             kwargs["logger"] = [MetricsCsv(self.run.path), *loggers]
         try:

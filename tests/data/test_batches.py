@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def global_batches(size, batch_size, world_size, accumulation, epoch=0, start=0)
     for shares in zip(*loaders, strict=True):
         ids = [id for share in shares if share["weight"] for id in share["id"]]
         steps.append(ids)
-    return [sorted(sum(steps[i : i + accumulation], [])) for i in range(0, len(steps), accumulation)]
+    return [sorted(chain(*steps[i : i + accumulation])) for i in range(0, len(steps), accumulation)]
 
 
 @settings(max_examples=60, deadline=None)

@@ -119,7 +119,18 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
 
 def index_is_reachable(folder: Path) -> bool:
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--retries=0", "-d", str(folder), "six==1.16.0"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--retries=0",
+        "-d",
+        str(folder),
+        "six==1.16.0",
+    ]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 

@@ -67,9 +67,8 @@ class MNIST(LightningDataModule):
         self.fingerprint: str | None = None
 
     def prepare_data(self) -> None:
-        """Download what is not in the cache yet (one process per node)."""
-        if self.source in ("catalog", "hub"):
-            _cached_arrays(self.source)
+        """Download what is not in the cache yet, or check the folder (one process per node, before anything is written)."""
+        self._read()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the arrays into memory.
@@ -79,9 +78,7 @@ class MNIST(LightningDataModule):
         """
         if self.fingerprint:
             return
-        arrays = (
-            _cached_arrays(self.source) if self.source in ("catalog", "hub") else read_idx_folder(Path(self.source))
-        )
+        arrays = self._read()
         fingerprint = fingerprint_of(arrays)
         if self.source == "catalog" and fingerprint != OFFICIAL_FINGERPRINT:
             raise BadInput(f"the cached copy {_cache_file(self.source)} is damaged: delete it and run again.")
@@ -98,6 +95,11 @@ class MNIST(LightningDataModule):
                 f"as the training file of {self.source!r} has {len(self.labels['train'])} examples."
             )
         self.fingerprint = fingerprint
+
+    def _read(self) -> Arrays:
+        if self.source in ("catalog", "hub"):
+            return _cached_arrays(self.source)
+        return read_idx_folder(Path(self.source))
 
     def train_dataloader(self) -> TrainingBatches:
         """Shuffled training batches."""

@@ -1,0 +1,90 @@
+"""What the repository promises about itself."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litlab.__main__ import COMMANDS
+from litlab.cli import LitlabCLI
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((PROJECT / "configs").rglob("*.yaml"))
+README = (PROJECT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_value_in_a_yaml_has_a_comment(file: Path) -> None:
+    bare = [
+        line
+        for line in file.read_text().splitlines()
+        if re.match(r"\s*(- )?[\w+]+:\s+\S", line) and " # " not in line and "class_path: litlab." not in line
+        and not re.match(r"\s*- class_path: lightning.pytorch.loggers", line)
+    ]  # fmt: skip
+    assert bare == []
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_yaml_begins_with_what_it_is_for(file: Path) -> None:
+    assert file.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "configs/experiment").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_experiment_parses_and_says_how_to_start_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    assert f"make train EXP={file.stem}" in file.read_text()
+    assert LitlabCLI(["-c", str(file)]).config.experiment == file.stem
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    commands = [line for line in README.splitlines() if line.startswith("make ")]
+    assert commands[0].startswith("make train EXP=mnist_mlp") and commands[1].startswith("make test")
+
+
+def test_every_make_target_and_file_that_the_readme_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        name for pair in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+) ?[A-Z`]", README, re.MULTILINE) for name in pair
+    }
+    assert named - {""} <= targets
+    for path in re.findall(r"`((?:configs|src|notebooks|tests)/[\w./]*)`", README):
+        assert (PROJECT / path).exists(), path
+    assert set(re.findall(r"bin/litlab (\w+)", README)) <= set(COMMANDS)
+
+
+def test_models_and_data_know_neither_each_other_nor_the_command_line() -> None:
+    for room, strangers in {
+        "models": "data|callbacks|cli|commands|loggers",
+        "data": "models|callbacks|cli|commands|loggers",
+    }.items():
+        for file in (PROJECT / "src/litlab" / room).glob("*.py"):
+            assert not re.search(rf"(from|import) litlab\.({strangers})\b", file.read_text()), file
+
+
+def test_every_dependency_is_pinned_in_the_constraints() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-") for line in (PROJECT / "constraints.txt").read_text().splitlines()
+    }
+    names = {re.split(r"[\[<>=; ]", name)[0].lower().replace("_", "-") for name in wanted} - {"litlab", "pip"}
+    assert names <= pinned
+
+
+def test_experiments_are_listed_in_the_readme() -> None:
+    for file in (PROJECT / "configs/experiment").glob("*.yaml"):
+        assert f"`{file.stem}`" in README
+
+
+def test_yaml_files_are_mappings_of_known_sections() -> None:
+    for file in CONFIGS:
+        assert set(yaml.safe_load(file.read_text())) <= {
+            "seed_everything",
+            "experiment",
+            "trainer",
+            "checkpoint",
+            "model",
+            "data",
+        }

@@ -1,0 +1,186 @@
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from litlab.errors import BadInput
+from litlab.run_directory import RunDirectory, code_state, find, new_run_id, redact, rows, write_atomically
+
+
+def create(runs: Path, project: Path) -> RunDirectory:
+    run = RunDirectory.plan(runs, "mnist_mlp")
+    run.create("seed_everything: 0\n", {"status": "running"}, project)
+    return run
+
+
+def test_fifty_runs_started_at_once_have_fifty_directories(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(50) as pool:
+        made = list(pool.map(lambda _: create(tmp_path / "runs", tmp_path), range(50)))
+    assert len({run.path for run in made}) == 50
+    assert sum(path.is_dir() and not path.is_symlink() for path in (tmp_path / "runs/mnist_mlp").iterdir()) == 50
+    assert (tmp_path / "runs/latest/run.json").is_file()
+    for run in made:
+        run.release()
+
+
+def test_ids_sort_by_time() -> None:
+    ids = []
+    for _ in range(5):
+        ids.append(new_run_id())
+        time.sleep(0.002)
+    assert ids == sorted(ids)
+
+
+def test_a_run_in_use_is_refused_to_a_second_process_and_free_after_its_death(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from litlab.run_directory import RunDirectory\n"
+        "RunDirectory(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout and holder.stdout.readline() == b"held\n"
+    run = RunDirectory(tmp_path)
+    assert run.is_alive()
+    with pytest.raises(BadInput, match=f"in use by process {holder.pid} on "):
+        run.acquire()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert not run.is_alive()
+    run.acquire()
+    run.release()
+    assert not run.is_alive()
+
+
+def test_a_run_that_beats_on_another_host_is_alive_until_the_heartbeat_stops(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for age, alive in ((1, True), (3600, False)):
+        (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "heartbeat": time.time() - age}))
+        assert run.is_alive() is alive
+
+
+def overwrite_for_ever(path: Path) -> None:
+    while True:
+        for letter in "ab":
+            write_atomically(path, letter * 300_000)
+
+
+def test_a_file_whose_writer_is_killed_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for _ in range(5):
+        writer = multiprocessing.get_context("spawn").Process(target=overwrite_for_ever, args=(path,))
+        writer.start()
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(writer.pid or 0, signal.SIGKILL)
+        writer.join()
+        assert path.read_text() in ("a" * 300_000, "b" * 300_000)
+
+
+def test_find_knows_latest_experiments_ids_and_paths(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    first, second = create(runs, tmp_path), create(runs, tmp_path)
+    for reference, expected in (
+        ("latest", second),
+        ("mnist_mlp", second),
+        ("mnist_mlp/latest", second),
+        (first.id, first),
+        (str(first.path), first),
+    ):
+        assert find(runs, reference).path == expected.path
+    with pytest.raises(BadInput, match=rf"no run 'nothing' in .*the newest are .*{second.id}"):
+        find(runs, "nothing")
+    with pytest.raises(BadInput, match="there are none yet"):
+        find(tmp_path / "empty", "latest")
+    first.release(), second.release()
+
+
+def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "runn')
+    with pytest.raises(BadInput, match=r"run.json cannot be read .*: the folder is not a run directory or is damaged"):
+        RunDirectory(tmp_path).record()
+
+
+def test_a_runs_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file, not a folder")
+    with pytest.raises(BadInput, match=r"cannot make the run directory .* set LITLAB_RUNS"):
+        create(tmp_path / "runs", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_abcdefghijklmnopqrstuvwxyz0123",
+        "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+        "AKIAIOSFODNN7EXAMPLE",
+        "sk-proj-abcdefghijklmnopqrstuvwxyz",
+    ],
+)
+def test_known_shapes_of_keys_are_redacted(secret: str) -> None:
+    assert secret not in redact(f'token = "{secret}"\nother = {secret}')
+
+
+def test_values_of_secret_environment_variables_and_assignments_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "correct horse battery")
+    text = (
+        "password correct horse battery\nWANDB_API_KEY: 0123456789abcdef0123456789abcdef01234567\nhttps://me:pass1@host"
+    )
+    assert redact(text) == "password <MY_SERVICE_TOKEN>\nWANDB_API_KEY: <secret>\nhttps://<secret>@host"
+
+
+def test_ordinary_code_and_commits_are_not_redacted() -> None:
+    text = (
+        "token = tokenizer.decode(ids)\nkey = config['learning_rate']\ncommit 0123456789abcdef0123456789abcdef01234567"
+    )
+    assert redact(text) == text
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.invalid"]
+    (folder / "code.py").write_text("x = 1\n")
+    (folder / ".gitignore").write_text("ignored.py\n")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "begin"]):
+        subprocess.run([*git, *command], check=True)
+    return folder
+
+
+def test_the_patch_has_changed_and_new_files_but_no_ignored_or_secret_ones(repository: Path) -> None:
+    assert code_state(repository)[1] == ""
+    (repository / "code.py").write_text("x = 2\n")
+    (repository / "new model.py").write_text("y = 3\n")
+    (repository / "ignored.py").write_text("z = 4\n")
+    (repository / ".env").write_text("PASSWORD=tell-nobody\n")
+    state, patch = code_state(repository)
+    assert state["dirty"] and len(state["commit"]) == 40
+    assert "+x = 2" in patch and "+y = 3" in patch
+    assert "z = 4" not in patch and "tell-nobody" not in patch
+
+
+def test_the_patch_restores_the_code_and_leaves_the_staging_area_alone(repository: Path, tmp_path: Path) -> None:
+    (repository / "code.py").write_text("x = 2\n")
+    (repository / "new.py").write_text("y = 3\n")
+    patch = code_state(repository)[1]
+    status = subprocess.run(["git", "-C", str(repository), "status", "--porcelain"], capture_output=True, text=True)
+    assert status.stdout.split("\n")[:2] == [" M code.py", "?? new.py"]
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True)
+    subprocess.run(["git", "-C", str(clone), "apply"], input=patch, text=True, check=True)
+    assert (clone / "code.py").read_text() == "x = 2\n" and (clone / "new.py").read_text() == "y = 3\n"
+
+
+def test_a_project_without_git_has_no_commit(tmp_path: Path) -> None:
+    assert code_state(tmp_path) == ({"commit": None, "dirty": None}, "")
+
+
+def test_rows_reads_numbers_and_skips_empty_cells(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss,val/loss\n9,0.5,\n9,,0.25\n")
+    assert list(rows(tmp_path)) == [{"step": 9, "train/loss": 0.5}, {"step": 9, "val/loss": 0.25}]
