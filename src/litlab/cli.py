@@ -5,12 +5,10 @@ the options on the command line. A run's own config.yaml is complete and needs n
 """
 
 import logging
-import os
 import re
 import sys
 import warnings
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import yaml
@@ -26,6 +24,7 @@ from litlab.callbacks.evaluation_results import EvaluationResults
 from litlab.callbacks.loader_states import LoaderStates
 from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.errors import BadInput
+from litlab.layers import base_file, check, config_files, runs_folder
 from litlab.loggers import MetricsCsv
 from litlab.run_directory import RunDirectory
 
@@ -73,9 +72,7 @@ class LitlabCLI(LightningCLI):
         if run is None:
             self.files.insert(0, base_file(self.files))
             arguments = ["-c", str(self.files[0]), *arguments]
-        for file in self.files:
-            if problem := explain.file_problem(file):
-                raise BadInput(problem)
+        check(self.files)
         original, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns if it sees other arguments beside the ones given
         try:
             super().__init__(
@@ -167,54 +164,3 @@ class LitlabCLI(LightningCLI):
             return super().instantiate_trainer(plugins=plugins, **kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise BadInput(f"the trainer's settings do not work here: {explain.first_sentence(str(error))}") from error
-
-
-def config_files(arguments: list[str]) -> list[Path]:
-    """The files named with -c or --config, in their order.
-
-    Raises:
-        BadInput: if -c is the last word.
-    """
-    files = []
-    for position, argument in enumerate(arguments):
-        if argument in ("-c", "--config"):
-            if position + 1 == len(arguments):
-                raise BadInput(f"{argument} needs a file: -c configs/experiment/<name>.yaml.")
-            files.append(Path(arguments[position + 1]))
-        elif argument.startswith("--config="):
-            files.append(Path(argument.removeprefix("--config=")))
-    return files
-
-
-def project_root(files: list[Path]) -> Path:
-    """The nearest folder with configs/, upwards from the first configuration file or the current folder.
-
-    Raises:
-        BadInput: if there is none.
-    """
-    for start in [*(file.resolve().parent for file in files[:1]), Path.cwd()]:
-        for folder in (start, *start.parents):
-            if (folder / "configs").is_dir():
-                return folder
-    raise BadInput(f"no folder configs/ in {Path.cwd()} or above it: run litlab inside the project.")
-
-
-def base_file(files: list[Path]) -> Path:
-    """configs/base.yaml of the project.
-
-    Raises:
-        BadInput: if it is missing.
-    """
-    base = project_root(files) / "configs" / "base.yaml"
-    if not base.is_file():
-        raise BadInput(
-            f"{base} is missing: every experiment builds on it; git checkout -- configs/base.yaml brings it back."
-        )
-    return base
-
-
-def runs_folder(files: list[Path]) -> Path:
-    """Where runs are kept: $LITLAB_RUNS, or runs/ in the project."""
-    if folder := os.environ.get("LITLAB_RUNS"):
-        return Path(folder).expanduser().resolve()
-    return project_root(files) / "runs"
