@@ -1,7 +1,5 @@
 """How checkpoints reach the disk and come back."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from litlab.errors import BadInput, explain_full_disk
+from litlab.run_directory import open_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -26,18 +25,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with explain_full_disk(target.parent, "writing a checkpoint"):
-            handle, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(scratch, 0o644)
-                os.replace(scratch, target)
-            except BaseException:
-                Path(scratch).unlink(missing_ok=True)
-                raise
+        with explain_full_disk(target.parent, "writing a checkpoint"), open_atomically(target) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint without running any code that it may hold.

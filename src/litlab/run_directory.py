@@ -12,60 +12,33 @@ import csv
 import fcntl
 import json
 import os
-import re
 import secrets
 import socket
-import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from litlab.errors import BadInput
+from litlab.provenance import code_state, redact
 
 HEARTBEAT_SECONDS = 10
 DEAD_AFTER_SECONDS = 60  # without a heartbeat, a run on another host counts as dead
-LARGEST_NEW_FILE = 1_000_000  # bytes; untracked files above this are data, not code, and stay out of code.patch
-SECRET_FILES = (
-    ".env",
-    ".env.*",
-    "*.env",
-    "*.pem",
-    "*.key",
-    ".netrc",
-    ".pypirc",
-    "id_rsa*",
-    "*credentials*",
-    "*secret*",
-)
-SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-SECRET_SHAPES = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}"
-    r"|AKIA[0-9A-Z]{16}|xox[abp]-[A-Za-z0-9-]{10,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
-SECRET_ASSIGNMENTS = re.compile(
-    r"((?:key|token|secret|password|passwd)['\"]?\s*[=:]\s*['\"]?)(?=[^\s'\"]*\d)[A-Za-z0-9_/+-]{20,}", re.IGNORECASE
-)
 
 
-def redact(text: str) -> str:
-    """Replace what looks like a key or token, and the value of any environment variable that is named like one."""
-    for name, value in os.environ.items():
-        if SECRET_NAMES.search(name) and len(value) >= 8:
-            text = text.replace(value, f"<{name}>")
-    return SECRET_ASSIGNMENTS.sub(r"\1<secret>", SECRET_SHAPES.sub("<secret>", text))
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes the place of `path` when the block ends without an error.
 
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+    A reader sees the old content or the new, never a part, whenever the writer is killed.
+    """
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(scratch, 0o644)
@@ -73,6 +46,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace the content of a file in one step."""
+    with open_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def new_run_id() -> str:
@@ -277,44 +256,6 @@ def find(runs: Path, reference: str) -> RunDirectory:
         f"the newest are {', '.join(known[-3:])}" if known else "there are none yet: make train EXP=mnist_mlp makes one"
     )
     raise BadInput(f"no run {reference!r} in {runs}; {hint}.")
-
-
-def code_state(root: Path) -> tuple[dict[str, Any], str]:
-    """The git commit of the project, and a patch of everything that is not committed, without secrets.
-
-    New files are part of the patch unless git ignores them or they are large.
-    """
-
-    def git(*arguments: str, names: str = "", **environment: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        outcome = subprocess.run(
-            command, input=names, capture_output=True, text=True, errors="replace", env={**os.environ, **environment}
-        )
-        return outcome.stdout
-
-    commit = git("rev-parse", "HEAD").strip()
-    if not commit:
-        return {"commit": None, "dirty": None}, ""
-    top = Path(git("rev-parse", "--show-toplevel").strip())
-    with tempfile.TemporaryDirectory() as room:
-        index = (
-            Path(room) / "index"
-        )  # a copy, so that new files can be announced without touching the user's staging area
-        original = Path(git("rev-parse", "--absolute-git-dir").strip()) / "index"
-        if original.exists():
-            index.write_bytes(original.read_bytes())
-        listed = git("ls-files", "--others", "--exclude-standard", "-z", "--full-name", str(top)).split("\0")
-        new = [
-            name
-            for name in listed
-            if name and (top / name).is_file() and (top / name).stat().st_size <= LARGEST_NEW_FILE
-        ]
-        if new:
-            from_stdin = ("--pathspec-from-file=-", "--pathspec-file-nul")
-            git("-C", str(top), "add", "--intent-to-add", *from_stdin, names="\0".join(new), GIT_INDEX_FILE=str(index))
-        excluded = [f":(exclude,glob)**/{pattern}" for pattern in SECRET_FILES]
-        patch = git("-C", str(top), "diff", "HEAD", "--", ".", *excluded, GIT_INDEX_FILE=str(index))
-    return {"commit": commit, "dirty": bool(patch)}, redact(patch)
 
 
 def rows(path: Path) -> Iterator[dict[str, float]]:

@@ -1,20 +1,15 @@
 """A training and an evaluation from beginning to end, and what each leaves in the run directory."""
 
 import hashlib
-import os
-import platform
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -23,9 +18,9 @@ from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.cli import LitlabCLI
 from litlab.errors import BadInput
 from litlab.layers import config_files, project_root
+from litlab.provenance import machine
 from litlab.run_directory import RunDirectory
 
-PACKAGES = ("litlab", "torch", "lightning", "transformers", "torchmetrics", "wandb", "datasets", "numpy")
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
@@ -197,14 +192,7 @@ def opening_record(cli: LitlabCLI, arguments: list[str]) -> dict[str, Any]:
         "seed": cli.config.seed_everything,
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "data_fingerprint": None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "hardware": {
-            "host": socket.gethostname(),
-            "system": platform.platform(),
-            "cpu": torch.cpu.get_capabilities().get("cpu_name"),
-            "cores": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        },
+        **machine(),
         "wandb_id": cli.run.id,
         "test_looks": 0,
     }
