@@ -184,8 +184,16 @@ def test_a_training_stopped_in_the_middle_of_an_epoch_continues_with_the_batches
     fit()
     whole = list(seen)
     stopped = fit("--trainer.max_steps=5")
-    fit(resume=stopped.path / "checkpoints" / "last.ckpt")
+    fit(resume=stopped.path / "checkpoints" / "best.ckpt")
     assert len(whole) == 32 and seen == whole[5:]
+
+
+def test_last_is_the_last_checkpoint_and_best_the_best(inside: Path, quiet: None) -> None:
+    run = train(
+        inside, "--checkpoint.mode=min", "--trainer.max_epochs=3"
+    )  # the accuracy rises: the first epoch is best
+    steps = {name: torch.load(run.checkpoint(name), weights_only=True)["global_step"] for name in ("best", "last")}
+    assert steps == {"best": 16, "last": 48}
 
 
 def test_early_stopping_and_every_trainer_option_work_from_the_command_line(inside: Path, quiet: None) -> None:

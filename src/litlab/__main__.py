@@ -37,6 +37,8 @@ def main() -> int:
         return 0
     try:
         return run(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        return 75
     except BadInput as error:
         print(f"litlab: {error}", file=sys.stderr)
         return 2

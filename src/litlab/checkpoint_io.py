@@ -25,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with explain_full_disk(target.parent, "writing a checkpoint"), open_atomically(target) as file:
+        with explain_full_disk(target.parent, "writing a checkpoint", "LITLAB_RUNS"), open_atomically(target) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

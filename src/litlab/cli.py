@@ -30,18 +30,19 @@ from litlab.run_directory import RunDirectory
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)  # what they say at every start is said by us, or an advertisement
-warnings.filterwarnings(
-    "ignore", message=".*smaller than the logging interval.*"
-)  # every epoch is logged whatever its length
-warnings.filterwarnings(
-    "ignore", message=".*LeafSpec.*is deprecated.*"
-)  # Lightning 2.6.6 under torch 2.13: nothing a user can change
-
+for message in (
+    ".*smaller than the logging interval.*",  # every epoch is logged, whatever its length
+    ".*LeafSpec.*is deprecated.*",  # Lightning 2.6.6 under torch 2.13: nothing a user can change
+):
+    warnings.filterwarnings("ignore", message=message)
 
 # some Lightning callbacks have an enum as a default, which YAML cannot write although it is a string
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+LINKED = {"data.seed": "seed_everything", "model.num_classes": "the data"}
 
 
 class Parser(LightningArgumentParser):
@@ -73,6 +74,7 @@ class LitlabCLI(LightningCLI):
             self.files.insert(0, base_file(self.files))
             arguments = ["-c", str(self.files[0]), *arguments]
         check(self.files)
+        self.settings = explain.Settings(arguments, self.files)
         original, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns if it sees other arguments beside the ones given
         try:
             super().__init__(
@@ -82,7 +84,7 @@ class LitlabCLI(LightningCLI):
                 subclass_mode_data=True,
                 save_config_callback=None,
                 # a class of its own, because jsonargparse makes further parsers of the same class for models and data
-                parser_class=type("Parser", (Parser,), {"settings": explain.Settings(arguments, self.files)}),
+                parser_class=type("Parser", (Parser,), {"settings": self.settings}),
                 parser_kwargs={"allow_abbrev": False, "prog": "litlab fit"},
                 auto_configure_optimizers=False,
                 args=arguments,
@@ -107,7 +109,14 @@ class LitlabCLI(LightningCLI):
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.init_args.seed")
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        data_class = explain.import_class(self.settings.class_of("data") or "")
+        if hasattr(
+            data_class, "num_classes"
+        ):  # asking a data module that lacks it makes jsonargparse print its loaders
+            parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        for target, source in LINKED.items():
+            if place := self.settings.set_at(target):
+                raise BadInput(f"{place.text}: this follows {source}; set that instead.")
 
     def before_instantiate_classes(self) -> None:
         """Settle what depends on the machine, so that config.yaml says what was used."""
@@ -117,6 +126,13 @@ class LitlabCLI(LightningCLI):
         if not re.fullmatch(r"\w[\w.-]*", self.config.experiment):
             raise BadInput(
                 f"experiment {self.config.experiment!r} names a folder: use letters, digits, '_', '-' and '.' only."
+            )
+        if self.config.experiment == "latest":
+            raise BadInput("experiment 'latest' is the name of the link to the newest run: choose another.")
+        if self.config.checkpoint.save_top_k not in (0, 1) and "{" not in (self.config.checkpoint.filename or "{"):
+            raise BadInput(
+                f"checkpoint.save_top_k is {self.config.checkpoint.save_top_k}, but checkpoint.filename gives all of them one "
+                "name: use --checkpoint.filename='{epoch}-{step}'."
             )
         self.device = precision.device_type(self.config.trainer.accelerator)
         if self.config.trainer.precision is None:
@@ -135,7 +151,7 @@ class LitlabCLI(LightningCLI):
         self.config = stated.clone()
         self.config.checkpoint.dirpath = str(self.run.path / "checkpoints")
         loggers = self.config.trainer.logger
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
+        for logger in as_list(loggers):
             if "save_dir" in (getattr(logger, "init_args", None) or {}):
                 logger.init_args.save_dir = str(self.run.path)
         super().instantiate_classes()
@@ -144,23 +160,26 @@ class LitlabCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Add what every run has, whatever its YAML says: metrics.csv, the evaluation results, safe checkpoints."""
         config = self.config_init.trainer
-        loggers = (
-            config.logger
-            if isinstance(config.logger, list)
-            else [config.logger]
-            if config.logger not in (None, True, False)
-            else []
-        )
-        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
-        plugins = [*plugins, AtomicCheckpointIO()]
-        if config.precision == "bf16-mixed" and isinstance(config.strategy, str) and "fsdp" not in config.strategy:
-            kwargs["precision"] = None  # the plugin says it
+        loggers = as_list(None if config.logger is True else config.logger)
+        plugins = [*as_list(config.plugins), AtomicCheckpointIO()]
+        strategy = config.strategy if isinstance(config.strategy, str) else type(config.strategy).__name__
+        if config.precision in ("bf16-mixed", "bf16") and not re.match(
+            "fsdp|deepspeed|modelparallel", strategy.lower()
+        ):
+            kwargs["precision"] = None  # the plugin says it; sharding strategies bring their own
             plugins.append(precision.Bf16Mixed(self.device))
-        self.results = EvaluationResults(self.run)
-        self.trainer_defaults["callbacks"] = [self.results, LoaderStates()]
+        self.results = EvaluationResults(self.run.path)
+        # Lightning's own save_last saves no last checkpoint when the best one has not changed
+        last = ModelCheckpoint(self.run.path / "checkpoints", filename="last", enable_version_counter=False)
+        self.trainer_defaults["callbacks"] = [self.results, LoaderStates(), last]
         if not config.fast_dev_run:
-            kwargs["logger"] = [MetricsCsv(self.run.path), *loggers]
+            kwargs["logger"] = [*loggers, MetricsCsv(self.run.path)]  # self.logger of a module is the first
         try:
             return super().instantiate_trainer(plugins=plugins, **kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise BadInput(f"the trainer's settings do not work here: {explain.first_sentence(str(error))}") from error
+
+
+def as_list(value: Any) -> list[Any]:
+    """What Lightning takes as one, several or none, as a list."""
+    return value if isinstance(value, list) else [value] if value else []

@@ -5,6 +5,7 @@ import argparse
 import yaml
 
 from litlab import explain
+from litlab.errors import BadInput
 from litlab.layers import base_file, check, config_files, runs_folder
 from litlab.run_directory import find
 
@@ -52,6 +53,10 @@ def fit_help(arguments: list[str]) -> str:
         for part in ("model", "data"):
             if isinstance(content.get(part), dict) and "class_path" in content[part]:
                 owners[part] = explain.import_class(content[part]["class_path"])
+                if owners[part] is None:
+                    raise BadInput(
+                        f"{file}: {part}.class_path {content[part]['class_path']!r} is no class that can be imported."
+                    )
     sections = [
         "litlab fit -c configs/experiment/<name>.yaml [-c overlay.yaml ...] [--key=value ...]",
         fit_command.__doc__ or "",
@@ -61,9 +66,8 @@ def fit_help(arguments: list[str]) -> str:
         "  --experiment=NAME      folder below runs/; default: the name of the first -c file",
     ]
     for part, owner in {**owners, "checkpoint": ModelCheckpoint, "trainer": Trainer}.items():
-        if owner:
-            lines = "\n".join(f"  --{part}.{line}" for line in explain.option_lines(owner))
-            sections.append(f"{part}: {owner.__name__}\n{lines}")
+        lines = "\n".join(f"  --{part}.{line}" for line in explain.option_lines(owner))
+        sections.append(f"{part}: {owner.__name__}\n{lines}")
     if not owners:
         sections.append(
             "With -c configs/experiment/<name>.yaml this help also lists the options of its model and data."

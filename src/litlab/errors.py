@@ -14,12 +14,13 @@ class BadInput(Exception):
 
 
 @contextmanager
-def explain_full_disk(folder: Path, doing: str) -> Iterator[None]:
+def explain_full_disk(folder: Path, doing: str, setting: str) -> Iterator[None]:
     """Turn "no space left" while writing below `folder` into a `BadInput` that says what to free.
 
     Args:
         folder: where the bytes were to go.
         doing: what was being done, as in "while caching MNIST".
+        setting: the environment variable that moves the folder.
 
     Raises:
         BadInput: if the disk is full or the quota is used up.
@@ -29,6 +30,6 @@ def explain_full_disk(folder: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BadInput(
-                f"no space left in {folder} while {doing}: free some, or set LITLAB_CACHE to another folder."
+                f"no space left in {folder} while {doing}: free some, or set {setting} to another folder."
             ) from error
         raise

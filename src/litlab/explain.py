@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,29 @@ import docstring_parser
 import yaml
 
 OPEN, CLOSE = "\u27e6", "\u27e7"  # around a finished explanation; the command line takes them off
+ROLES = {"model": "a LightningModule", "data": "a LightningDataModule"}
 PLAIN_NAMES = {"NoneType": "null", "str": "text", "bool": "true or false"}
 
 
 @dataclass
 class Place:
-    """Where a setting stands: "--model.hiden=64", or a file, its line and the key's path."""
+    """Where a setting stands.
+
+    Args:
+        text: what to show: "--model.hiden=64", or the file, its line and the key.
+        path: the key, split at its dots, without init_args and the + of lists.
+        value: as it was written; None for a mapping or a list.
+        owner: the class that the setting is an argument of, if it stands beside it.
+    """
 
     text: str
     path: list[str]
-    class_path: str | None = None
+    value: str | None = None
+    owner: str | None = None
 
 
 class Settings:
-    """The command line and the configuration files, to find where a setting was made.
+    """Every setting of the configuration files and the command line, to find where one was made.
 
     Args:
         arguments: the command line.
@@ -36,70 +46,49 @@ class Settings:
     """
 
     def __init__(self, arguments: list[str], files: list[Path]) -> None:
-        self.arguments = _joined(arguments)
-        self.trees: list[tuple[Path, Any]] = [(file, yaml.compose(file.read_text())) for file in files]
+        self.places = [place for file in files for place in _places(file, yaml.compose(file.read_text()), [], None)]
+        for argument in _joined(arguments):
+            if argument.startswith("--"):
+                name, _, value = argument[2:].partition("=")
+                self.places.append(Place(argument, _plain_path(name), value))
 
     def find(self, key: str, value: str | None = None) -> Place:
-        """The last place that sets `key`, preferably to `value`; the command line comes last.
+        """The last place that sets `key`, preferably to `value`; else the last that has this value.
 
         Args:
             key: a dotted name or the end of one.
             value: the value as it was written.
         """
-        for argument in reversed(self.arguments):
-            name, _, given = argument.lstrip("-").partition("=")
-            path = name.removesuffix("+").split(".")
-            if argument.startswith("--") and (_ends_with(path, key) or (value is not None and given == value)):
-                return Place(argument, path, self.class_of(path))
-        found = [place for file, tree in self.trees for place in self._walk(file, tree, [], key, value)]
-        # a place with the offending value beats one that only has the key
-        return max(reversed(found), key=lambda pair: pair[0], default=(0, Place(key, key.split("."))))[1]
+        wanted = _plain_path(key)
+        named = [place for place in self.places if place.path[-len(wanted) :] == wanted]
+        same = [place for place in named or self.places if value is not None and place.value == value]
+        return (same or named or [Place(key, wanted)])[-1]
 
-    def class_of(self, path: list[str]) -> str | None:
-        """The class that the setting at `path` belongs to, if it belongs to the model or the data."""
-        if path[0] not in ("model", "data"):
-            return None
-        for argument in reversed(self.arguments):
-            name, _, given = argument.lstrip("-").partition("=")
-            if name in (path[0], f"{path[0]}.class_path"):
-                return given
-        for _, tree in reversed(self.trees):
-            node = dict((key.value, child) for key, child in tree.value).get(path[0])
-            if isinstance(node, yaml.MappingNode):
-                for key, child in node.value:
-                    if key.value == "class_path":
-                        return child.value
-            elif isinstance(node, yaml.ScalarNode):
-                return node.value
-        return None
+    def set_at(self, key: str) -> Place | None:
+        """The last place that sets exactly `key`, or None."""
+        return next((place for place in reversed(self.places) if place.path == _plain_path(key)), None)
 
-    def _walk(self, file: Path, node: yaml.Node, path: list[str], key: str, value: str | None) -> Any:
-        if isinstance(node, yaml.SequenceNode):
-            for child in node.value:
-                yield from self._walk(file, child, path, key, value)
-        elif isinstance(node, yaml.MappingNode):
-            siblings = {name.value: child for name, child in node.value}
-            for name, child in node.value:
-                here = [*path, name.value]
-                same = isinstance(child, yaml.ScalarNode) and child.value == value
-                if _ends_with(here, key) or (same and value is not None):
-                    owner = siblings.get("class_path")
-                    text = f"{file}, line {name.start_mark.line + 1}, {'.'.join(here)}"
-                    yield (
-                        (2 if same else 1),
-                        Place(text, here, owner.value if owner and name.value != "class_path" else self.class_of(here)),
-                    )
-                inner = {**({"class_path": siblings["class_path"]} if "class_path" in siblings else {})}
-                for rank, place in self._walk(file, child, here, key, value):
-                    if inner and name.value == "init_args":
-                        place.class_path = inner["class_path"].value
-                    yield rank, place
+    def class_of(self, part: str) -> str | None:
+        """The class that was chosen for the model or the data."""
+        chosen = [place.value for place in self.places if place.path in ([part], [part, "class_path"]) and place.value]
+        return chosen[-1] if chosen else None
 
 
-def _ends_with(path: list[str], key: str) -> bool:
-    plain = [name.removesuffix("+") for name in path if name != "init_args"]
-    wanted = [name for name in key.split(".") if name != "init_args"]
-    return plain[-len(wanted) :] == wanted
+def _places(file: Path, node: Any, path: list[str], owner: str | None) -> Iterator[Place]:
+    for child in node.value if isinstance(node, yaml.SequenceNode) else []:
+        yield from _places(file, child, path, None)
+    if isinstance(node, yaml.MappingNode):
+        chosen = next((child.value for name, child in node.value if name.value == "class_path"), None)
+        for name, child in node.value:
+            here = [*path, str(name.value)]
+            value = child.value if isinstance(child, yaml.ScalarNode) else None
+            text = f"{file}, line {name.start_mark.line + 1}, {'.'.join(here)}"
+            yield Place(text, _plain_path(".".join(here)), value, owner)
+            yield from _places(file, child, here, chosen if name.value == "init_args" else None)
+
+
+def _plain_path(name: str) -> list[str]:
+    return [part.removesuffix("+") for part in name.split(".") if part != "init_args"]
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -134,6 +123,8 @@ def _problem(message: str, settings: Settings, options: list[str]) -> str:
         return _unknown_key(found[1] or found[2], settings, options)
     if found := re.search(r"arguments are required: (.*)", message):
         return f"nothing says which {' and '.join(found[1].split(', '))} to use: name an experiment with -c configs/experiment/<name>.yaml."
+    for part in ("model", "data"):
+        import_class(settings.class_of(part) or "")  # an error in a researcher's own file is shown as it is
     if found := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", message):
         place = settings.find("class_path", value=found[1])
         return f"{place.text}: {found[1]} cannot be used ({found[2].strip()}){_closest_class(found[1])}."
@@ -143,12 +134,10 @@ def _problem(message: str, settings: Settings, options: list[str]) -> str:
         place = settings.find(found[1], value=value)
         if limit := re.search(r"Input should be (.*?)(?:,[^\[]*)? \[type=", message):
             return f"{place.text}: {value} is not accepted, expected {limit[1].replace('greater', 'a number greater').replace('less', 'a number less')}."
-        accepted = list(
-            dict.fromkeys(
-                _plain(kind)
-                for kind in re.findall(r"(?:Expected a|Not a valid subclass of) (.*?)(?:\. Got.*)?$", message, re.M)
-            )
-        )
+        kinds = re.findall(r"(?:Expected a|Not a valid subclass of) (.*?)(?:\. Got.*)?$", message, re.M)
+        accepted = list(dict.fromkeys(_plain(kind) for kind in kinds))
+        if found[1] in ROLES:
+            value, accepted = settings.class_of(found[1]) or value, [ROLES[found[1]]]
         wanted = f"expected {' or '.join(accepted)}" if accepted else " ".join(message.split())
         words = [
             word for kind in accepted if kind.startswith("one of ") for word in kind.removeprefix("one of ").split(", ")
@@ -161,10 +150,10 @@ def file_problem(path: Path) -> str | None:
     """One sentence if a configuration file is missing or is not a YAML mapping of settings; None if it is fine."""
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-        if path.name == ".yaml":
+        if path.name == ".yaml" and known:
             return f"no experiment is named; known are {', '.join(known)}: make train EXP={known[0] if known else '<name>'}."
-        if not known:
-            return f"{path} does not exist."
+        if path.is_dir() or path.suffix != ".yaml" or not known:
+            return f"{path} is not a file: -c takes a YAML file such as configs/experiment/<name>.yaml."
         return f"no {path.parent.name} {path.stem!r} ({path} does not exist){_closest(path.stem, known)}; known are {', '.join(known)}."
     try:
         content = yaml.safe_load(path.read_text())
@@ -214,18 +203,23 @@ def _parameters(function: Any) -> dict[str, Any]:
 
 
 def import_class(class_path: str) -> Any:
-    """The class of a dotted path, or None if there is none."""
+    """The class of a dotted path, or None if there is none. Errors in the module itself are not caught: they are its author's."""
     module, _, name = class_path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError):
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            return None
+        raise  # the module is there, but imports what is not
+    except ValueError:  # an empty name
         return None
 
 
 def _unknown_key(key: str, settings: Settings, options: list[str]) -> str:
     last = key.split(".")[-1]
     place = settings.find(key)
-    if place.class_path and (owner := import_class(place.class_path)):
+    owner = import_class(place.owner or settings.class_of(place.path[0]) or "")
+    if owner:
         names = list(_parameters(owner))
         return f"{place.text}: {owner.__name__} has no option {last!r}{_closest(last, names)}; it has {', '.join(names) or 'none'}."
     return f"{place.text}: there is no such setting{_closest('.'.join(place.path), options)}."
@@ -233,17 +227,16 @@ def _unknown_key(key: str, settings: Settings, options: list[str]) -> str:
 
 def _closest(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?"[:-1] if near else ""
+    return f"; did you mean {near[0]!r}" if near else ""
 
 
 def _closest_class(class_path: str) -> str:
     module, _, name = class_path.rpartition(".")
     try:
-        return _closest(
-            name, [known for known, thing in vars(importlib.import_module(module)).items() if inspect.isclass(thing)]
-        )
+        names = vars(importlib.import_module(module))
     except (ImportError, ValueError):
         return ""
+    return _closest(name, [known for known, thing in names.items() if inspect.isclass(thing)])
 
 
 def _plain(kind: str) -> str:

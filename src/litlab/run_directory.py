@@ -41,7 +41,9 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(scratch, 0o666 & ~umask)  # mkstemp's files are for their owner alone
         os.replace(scratch, path)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
@@ -106,7 +108,7 @@ class RunDirectory:
                 f"cannot make the run directory {self.path} ({error.strerror}): set LITLAB_RUNS to a folder you can write to."
             ) from error
         self.acquire()
-        write_atomically(self.path / "config.yaml", redact(config))
+        write_atomically(self.path / "config.yaml", redact(config, assignments=False))
         code, patch = code_state(project)
         self.update_record(**record, git=code)
         if patch:
@@ -175,6 +177,7 @@ class RunDirectory:
                 f"{self.path} is in use by process {holder.get('pid')} on {holder.get('host')}: wait for it or stop it."
             )
         self._lock = handle
+        self._released.clear()
         self._beat()
         self._heart = threading.Thread(target=self._keep_beating, name="litlab-heartbeat", daemon=True)
         self._heart.start()
@@ -216,16 +219,17 @@ class RunDirectory:
 
     def _holder(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "lock").read_text())
+            holder = json.loads((self.path / "lock").read_text())
         except (OSError, ValueError):
             return {}
+        return holder if isinstance(holder, dict) else {}
 
     def _beats_elsewhere(self) -> bool:
         """Whether another host, whose lock a network disk may not show us, has written a heartbeat lately."""
         holder = self._holder()
         return (
             holder.get("host") not in (None, socket.gethostname())
-            and time.time() - holder["heartbeat"] < DEAD_AFTER_SECONDS
+            and time.time() - holder.get("heartbeat", 0) < DEAD_AFTER_SECONDS
         )
 
 
@@ -249,9 +253,8 @@ def find(runs: Path, reference: str) -> RunDirectory:
     for path in candidates:
         if (path / "run.json").is_file():
             return RunDirectory(path.resolve())
-    known = sorted(
-        run.parent.relative_to(runs).as_posix() for run in runs.glob("*/*/run.json") if not run.parent.is_symlink()
-    )
+    found = [file.parent for file in runs.glob("*/*/run.json") if not file.parent.is_symlink()]
+    known = [path.relative_to(runs).as_posix() for path in sorted(found, key=lambda path: path.name)]
     hint = (
         f"the newest are {', '.join(known[-3:])}" if known else "there are none yet: make train EXP=mnist_mlp makes one"
     )

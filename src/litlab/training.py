@@ -17,7 +17,7 @@ from litlab import explain
 from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.cli import LitlabCLI
 from litlab.errors import BadInput
-from litlab.layers import config_files, project_root
+from litlab.layers import project_root
 from litlab.provenance import machine
 from litlab.run_directory import RunDirectory
 
@@ -90,6 +90,10 @@ def score(run: RunDirectory, split: str, name: str, overrides: list[str]) -> Non
             if first:
                 run.update_record(test_looks=looks)  # before looking, so that a look cannot be lost
             scores = evaluate(cli, split, checkpoint)
+            if not scores:
+                raise BadInput(
+                    f"{type(cli.model).__name__} logs no score of the {split} split: call self.log in its step."
+                )
             if first:
                 step = (
                     AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"] - 1
@@ -102,7 +106,7 @@ def score(run: RunDirectory, split: str, name: str, overrides: list[str]) -> Non
     if first:
         width = max(map(len, scores))
         print("\n" + "\n".join(f"{score:<{width}}  {value:.4f}" for score, value in sorted(scores.items())))
-        print(f"over {cli.results.count:,} examples of the {split} split, with the {name} checkpoint")
+        print(f"over {cli.results.count or 'the'} examples of the {split} split, with the {name} checkpoint")
         if split == "test":
             print(f"the test split of this run was looked at {looks} time{'s' if looks > 1 else ''}")
         print(f"run   {shown(run.path)}")
@@ -121,10 +125,23 @@ def evaluate(cli: LitlabCLI, split: str, checkpoint: Path) -> dict[str, float]:
         The scores by name.
     """
     trainer = cli.trainer
-    loggers, trainer.loggers = trainer.loggers, []  # they would log these scores once more, at the wrong step
+    connector: Any = trainer._logger_connector
+    log = connector.log_eval_end_metrics
+    connector.log_eval_end_metrics = lambda metrics: None  # they are of the checkpoint, not of the last step
     method = {"val": trainer.validate, "test": trainer.test}[split]
-    results = method(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False, weights_only=True)
-    trainer.loggers = loggers
+    try:
+        results = method(
+            cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False, weights_only=True
+        )
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        differences = " ".join(str(error).split("\n\t", 1)[-1].split())
+        raise BadInput(
+            f"{checkpoint} holds another model than the configuration describes: {differences[:200]}."
+        ) from error
+    finally:
+        connector.log_eval_end_metrics = log
     scores = {name: float(value) for result in results for name, value in result.items()}
     if trainer.is_global_zero:
         content = {"scores": scores, "examples": cli.results.count, "checkpoint": checkpoint.stem, "at": now()}
@@ -179,16 +196,14 @@ def opening_record(cli: LitlabCLI, arguments: list[str]) -> dict[str, Any]:
     """What run.json says from the first moment: how the run came about and on what it runs."""
     root = project_root(cli.files)
     lock = root / "constraints.txt"
-    first = str(config_files(arguments)[0]) if config_files(arguments) else None
+    experiment = next((number for number, word in enumerate(arguments) if word in ("-c", "--config")), len(arguments))
+    overrides = arguments[:experiment] + arguments[experiment + 2 :]
     return {
         "status": "running",
         "started": now(),
         "ended": None,
-        "argv": ["litlab", "fit", *arguments],
         "command": shlex.join(["litlab", "fit", *arguments]),
-        "overrides": [
-            argument for argument in arguments if argument not in ("-c", "--config", first, f"--config={first}")
-        ],
+        "overrides": overrides,
         "seed": cli.config.seed_everything,
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "data_fingerprint": None,

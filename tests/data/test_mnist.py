@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from litlab.data.mnist import HUB_REVISION, IDX_FILES, MNIST, read_idx_folder, unpickle_arrays
+from litlab.data.mnist import HUB_REVISION, IDX_FILES, MNIST, _cache_file, read_idx_folder, unpickle_arrays
 from litlab.errors import BadInput
 
 
@@ -83,6 +83,14 @@ def damage_gzip(folder: Path) -> None:
     file.unlink()
 
 
+def damage_gzip_inside(folder: Path) -> None:
+    file = folder / "train-images-idx3-ubyte"
+    packed = bytearray(gzip.compress(file.read_bytes()))
+    packed[200:220] = bytes(20)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(packed)
+    file.unlink()
+
+
 def damage_label(folder: Path) -> None:
     file = folder / "train-labels-idx1-ubyte"
     file.write_bytes(file.read_bytes()[:-1] + b"\x0b")
@@ -100,6 +108,7 @@ def damage_mixture(folder: Path) -> None:
         (damage_empty, r"t10k-labels-idx1-ubyte begins with nothing instead of 00000801"),
         (damage_missing, r"t10k-labels-idx1-ubyte is missing, with or without .gz"),
         (damage_gzip, r"train-images-idx3-ubyte.gz cannot be read .*: download it again"),
+        (damage_gzip_inside, r"train-images-idx3-ubyte.gz cannot be read .*: download it again"),
         (damage_label, r"has the label 11: MNIST's labels are 0 to 9"),
         (damage_mixture, r"has 600 train images but 200 train labels"),
     ],
@@ -109,6 +118,15 @@ def test_a_damaged_file_is_one_sentence(damage, message: str, idx_folder: Path, 
     damage(tmp_path)
     with pytest.raises(BadInput, match=message):
         read_idx_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"not an archive"])
+def test_a_damaged_copy_in_the_cache_is_one_sentence(content: bytes) -> None:
+    file = _cache_file("catalog")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match=r"the cached copy .*npz is damaged: delete it and run again"):
+        MNIST().prepare_data()
 
 
 def test_a_validation_split_that_leaves_no_training_data_is_refused(idx_folder: Path) -> None:

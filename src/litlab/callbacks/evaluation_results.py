@@ -1,15 +1,15 @@
 """What an evaluation leaves in the run directory: the scores and every prediction."""
 
-import io
+import sys
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from litlab.run_directory import RunDirectory, write_atomically
+from litlab.run_directory import open_atomically
 
 
 class EvaluationResults(Callback):
@@ -17,16 +17,17 @@ class EvaluationResults(Callback):
 
     It relies on the step contract alone: a step returns a dict of `id`, `target`, and `prediction` with
     `probabilities`, or `text`; each a tensor or list whose first dimension is the batch. Validations inside a training
-    are not collected.
+    are not collected. What breaks the contract is not written, and a line says so: scores do not depend on it.
 
     Args:
-        run: where predictions/<split>.parquet goes.
+        run: the run directory, where predictions/<split>.parquet goes.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: Path) -> None:
         self._run = run
         self._outputs: list[dict[str, Any]] = []
-        self.count = 0
+        self._broken = False
+        self.count: int | None = None  # examples of the last evaluation
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Keep a step's output."""
@@ -47,33 +48,48 @@ class EvaluationResults(Callback):
         self._write(trainer, "test")
 
     def _keep(self, outputs: Any) -> None:
-        if isinstance(outputs, dict):
-            self._outputs.append(
-                {name: value.cpu() if torch.is_tensor(value) else value for name, value in outputs.items()}
-            )
+        if isinstance(outputs, dict) and "id" in outputs and len({_length(value) for value in outputs.values()}) == 1:
+            self._outputs.append({name: _to_cpu(value) for name, value in outputs.items()})
+        else:
+            self._broken = True
 
     def _write(self, trainer: Trainer, split: str) -> None:
-        columns = {
-            name: _join([output[name] for output in self._outputs])
-            for name in (self._outputs[0] if self._outputs else {})
-        }
+        broken, self._broken = self._broken, False
+        self.count = None
+        if broken or not self._outputs:
+            self._outputs = []
+            print(
+                "no predictions written: steps must return a dict of id, target, prediction, ... per example",
+                file=sys.stderr,
+            )
+            return
+        columns = {name: _join([output[name] for output in self._outputs]) for name in self._outputs[0]}
         self._outputs = []
         shares: list[Any] = [columns]
         if trainer.world_size > 1:
             shares = [None] * trainer.world_size
             torch.distributed.all_gather_object(shares, columns)
-        table = (
-            pyarrow.concat_tables(pyarrow.table(share) for share in shares if share).sort_by("id")
-            if any(shares)
-            else None
-        )
-        self.count = len(table) if table else 0
-        if table and trainer.is_global_zero:
-            folder = self._run.path / "predictions"
+        table = pyarrow.concat_tables(pyarrow.table(share) for share in shares).sort_by("id")
+        self.count = len(table)
+        if trainer.is_global_zero:
+            folder = self._run / "predictions"
             folder.mkdir(exist_ok=True)
-            buffer = io.BytesIO()
-            pyarrow.parquet.write_table(table, buffer)
-            write_atomically(folder / f"{split}.parquet", buffer.getvalue())
+            with open_atomically(folder / f"{split}.parquet") as file:
+                pyarrow.parquet.write_table(table, file)
+
+
+def _length(value: Any) -> int | None:
+    """Examples in a column of a batch; None if it is not one."""
+    if torch.is_tensor(value):
+        return len(value) if value.ndim in (1, 2) else None
+    return len(value) if isinstance(value, list) else None
+
+
+def _to_cpu(value: Any) -> Any:
+    """The column outside the device, in a number format that numpy has."""
+    if not torch.is_tensor(value):
+        return value
+    return (value.float() if value.dtype == torch.bfloat16 else value).cpu()
 
 
 def _join(parts: list[Any]) -> Any:
@@ -81,4 +97,4 @@ def _join(parts: list[Any]) -> Any:
     if not torch.is_tensor(parts[0]):
         return [value for part in parts for value in part]
     column = torch.cat(parts)
-    return column.numpy() if column.ndim == 1 else list(np.asarray(column))
+    return column.numpy() if column.ndim == 1 else list(column.numpy())

@@ -16,7 +16,8 @@ class TrainingLog(Callback):
     """Logs train/loss, the mean over the examples since the last log, and train/loss_epoch, over the whole epoch.
 
     The sum stays on the device and is read every `trainer.log_every_n_steps` optimizer steps: `self.log` in every
-    training step costs more than the step of a small model, and reading the value each time makes a GPU wait.
+    training step costs more than the step of a small model, and reading the value each time makes a GPU wait. Batches
+    without `id` and `weight`, from a data module that does not use `TrainingBatches`, count as one example each.
     """
 
     def __init__(self) -> None:
@@ -36,22 +37,29 @@ class TrainingLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch's loss, and log at the steps that the trainer logs at."""
-        weight = batch["weight"]
         accumulation = trainer.accumulate_grad_batches
-        if weight:  # a slice of weight zero repeats an example of another slice
+        size, weight = (
+            (len(batch["id"]), batch["weight"])
+            if isinstance(batch, dict) and {"id", "weight"} <= batch.keys()
+            else (1, 1.0)
+        )
+        if weight and outputs and "loss" in outputs:  # a slice of weight zero repeats an example of another slice
             # Lightning divided the loss by the accumulation, the model multiplied it by the weight: both are undone
-            self._sum.add_(outputs["loss"], alpha=len(batch["id"]) * accumulation / weight)
-            self._examples += len(batch["id"])
+            self._sum.add_(outputs["loss"], alpha=size * accumulation / weight)
+            self._examples += size
         if (batch_idx + 1) % accumulation == 0 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             loss_sum, examples = self._collect(trainer)
-            self.loss = loss_sum / examples
-            self._log(trainer, "train/loss", self.loss)
+            if examples:
+                self.loss = loss_sum / examples
+                self._log(trainer, "train/loss", self.loss)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean over the epoch."""
         self._collect(trainer)
         if self._epoch_examples:
-            self._log(trainer, "train/loss_epoch", self._epoch_sum / self._epoch_examples)
+            loss = self._epoch_sum / self._epoch_examples
+            self._log(trainer, "train/loss_epoch", loss)
+            pl_module.log("train/loss_epoch", loss, logger=False)  # for callbacks that monitor it
 
     def _collect(self, trainer: Trainer) -> tuple[float, float]:
         """The sum and the number of examples of all processes since the last call."""
@@ -185,8 +193,8 @@ class ProgressBar(TQDMProgressBar):
 def describe(trainer: Trainer, module: LightningModule) -> str:
     """The arithmetic of a training in a few lines: batch, steps, parameters, hardware."""
     accumulation = trainer.accumulate_grad_batches
-    steps_per_epoch = math.ceil(trainer.num_training_batches / accumulation)
-    total = int(trainer.estimated_stepping_batches)
+    steps_per_epoch = trainer.num_training_batches // -accumulation * -1
+    total = trainer.estimated_stepping_batches  # infinite if only time ends the training
     batch_size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -195,8 +203,10 @@ def describe(trainer: Trainer, module: LightningModule) -> str:
         share = batch_size / (trainer.world_size * accumulation)
         devices = f"{trainer.world_size} device{'s' if trainer.world_size > 1 else ''}"
         lines.append(f"batch      {batch_size} examples = {share:g} x {devices} x {accumulation} accumulated")
-    warmup = f", {int(module.hparams['warmup'] * total):,} of them warm-up" if "warmup" in module.hparams else ""
-    lines.append(f"steps      {steps_per_epoch:,} per epoch, {total:,} in all{warmup}")
+    warmup = module.hparams.get("warmup")
+    if total != math.inf:
+        of_them = f", {int(warmup * total):,} of them warm-up" if isinstance(warmup, float) and warmup <= 1 else ""
+        lines.append(f"steps      {steps_per_epoch:,} per epoch, {int(total):,} in all{of_them}")
     lines.append(f"parameters {parameters:,}" + (f", {trained:,} trained" if trained != parameters else ""))
     lines.append(
         f"hardware   {trainer.world_size} x {trainer.strategy.root_device.type}, precision {trainer.precision}"

@@ -48,7 +48,7 @@ class TrainingBatches:
 
     Every batch carries `weight`: the mean loss of the slice times `weight`, averaged over processes and micro-batches,
     is the mean loss of the global batch, also where that does not divide evenly. A slice that would be empty repeats
-    an example with weight 0.
+    an example with weight 0. Iterating goes on from `position`: at the end of an epoch, until `set_epoch`, nothing is left.
 
     Args:
         fetch: makes a batch from indices.
@@ -121,7 +121,7 @@ class EvaluationBatches:
     Args:
         fetch: makes a batch from indices.
         order: indices of the examples, (examples,), in the order in which to visit them.
-        batch_size: most examples per process and step.
+        batch_size: examples per process and step, nearly; a split with hardly more examples than processes can need more.
         rank: number of this process.
         world_size: number of processes.
 

@@ -69,7 +69,7 @@ def build_once(target: Path, doing: str) -> Iterator[Path | None]:
         raise BadInput(
             f"cannot write to the cache {target.parent} ({error.strerror}): make it writable or set LITLAB_CACHE to another folder."
         ) from error
-    with lock, explain_full_disk(target.parent, doing):
+    with lock, explain_full_disk(target.parent, doing, "LITLAB_CACHE"):
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system if this process dies
         if target.exists():
             yield None

@@ -5,6 +5,8 @@ import hashlib
 import io
 import pickle
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -152,7 +154,7 @@ def _cached_arrays(source: str) -> Arrays:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in IDX_FILES}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(f"the cached copy {file} is damaged: delete it and run again.") from error
 
 
@@ -267,7 +269,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         )
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path} cannot be read ({error}): download it again.") from error
     dimensions = 3 if "idx3" in name else 1
     expected = bytes([0, 0, 8, dimensions])

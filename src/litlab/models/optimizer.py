@@ -1,6 +1,7 @@
 """The optimizer and learning-rate schedule that all models share."""
 
 import math
+import sys
 from typing import Annotated, Any, Literal
 
 import torch
@@ -8,6 +9,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import Field
 from torch import nn
+
+from litlab.errors import BadInput
 
 Schedule = Literal["linear", "cosine", "exponential", "constant"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -68,7 +71,12 @@ def configure(
         schedule: the shape of the decay after the warm-up.
         warmup: the rise, as a fraction of all steps.
     """
-    total = int(module.trainer.estimated_stepping_batches)
+    steps = module.trainer.estimated_stepping_batches
+    if steps == math.inf and (schedule != "constant" or warmup):
+        raise BadInput(
+            "a learning-rate schedule needs an end: set trainer.max_epochs or max_steps, or schedule=constant, warmup=0."
+        )
+    total = int(min(steps, sys.maxsize))
     optimizer = torch.optim.AdamW(decay_groups(module, weight_decay), lr=learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate_at(step, total, int(warmup * total), schedule)
