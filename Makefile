@@ -24,7 +24,7 @@ train: .venv/installed ## train an experiment: make train EXP=mnist_mlp ARGS="--
 eval: .venv/installed ## score a run on the test split: make eval RUN=latest
 	@$(LITLAB) eval $(RUN) $(ARGS)
 
-test: .venv/installed-dev ## run the tests, about two minutes: make test ARGS="tests/data -k idx"
+test: .venv/installed-dev ## run the tests, about five minutes: make test ARGS="tests/data -k idx"
 	@.venv/bin/pytest -m "not slow" $(ARGS)
 
 test-slow: .venv/installed-dev ## run the tests that train on all of MNIST
