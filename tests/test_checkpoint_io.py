@@ -30,6 +30,17 @@ def test_a_save_that_fails_keeps_the_previous_checkpoint(tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_full_disk_keeps_the_previous_checkpoint_and_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    monkeypatch.setattr("tempfile.mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "scratch")))
+    with pytest.raises(
+        BadInput, match=r"no space left in .* while writing a checkpoint: free some, or set LITLAB_RUNS"
+    ):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["step"] == 1
+
+
 def test_code_in_a_checkpoint_is_refused_before_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": Exploit()}, tmp_path / "evil.ckpt")
     with pytest.raises(BadInput, match=r"evil.ckpt is not a checkpoint that can be loaded safely"):

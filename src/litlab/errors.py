@@ -27,9 +27,12 @@ def explain_full_disk(folder: Path, doing: str, setting: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadInput(
-                f"no space left in {folder} while {doing}: free some, or set {setting} to another folder."
-            ) from error
-        raise
+    except (OSError, RuntimeError) as error:  # torch's file writer hides the first behind the second
+        cause: BaseException | None = error
+        while cause and getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise BadInput(
+            f"no space left in {folder} while {doing}: free some, or set {setting} to another folder."
+        ) from error

@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,8 @@ def recorded(cli: LitlabCLI) -> Iterator[None]:
     finally:
         if cli.trainer.is_global_zero:
             fingerprint = getattr(cli.datamodule, "fingerprint", None)
-            cli.run.update_record(status=status, ended=now(), data_fingerprint=fingerprint)
+            with suppress(OSError):  # a full or vanished disk has been reported by what was to be written before
+                cli.run.update_record(status=status, ended=now(), data_fingerprint=fingerprint)
             finish_wandb(exit_code)
             cli.run.release()
             if status != "finished":

@@ -4,11 +4,14 @@ import gzip
 import hashlib
 import io
 import pickle
+import socket
 import sys
 import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, Any, ClassVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import torch
@@ -210,10 +213,21 @@ def _from_hub() -> Arrays:
 
 
 def _download_from_hub(file: str) -> Path:
-    from huggingface_hub import hf_hub_download  # imported here: most runs never need it
+    from huggingface_hub import constants, hf_hub_download  # imported here: most runs never need it
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    pinned: dict[str, Any] = {"repo_id": HUB_ID, "filename": file, "repo_type": "dataset", "revision": HUB_REVISION}
     try:
-        return Path(hf_hub_download(HUB_ID, file, repo_type="dataset", revision=HUB_REVISION))
+        return Path(hf_hub_download(**pinned, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        server = urlsplit(constants.ENDPOINT)
+        if not getproxies():  # the client would try for half a minute
+            socket.create_connection(
+                (server.hostname or "", server.port or (80 if server.scheme == "http" else 443)), timeout=10
+            ).close()
+        return Path(hf_hub_download(**pinned))
     except Exception as error:  # the Hub client raises errors of several libraries: none is the user's to debug
         raise BadInput(
             f"{file} of {HUB_ID} could not be had from the Hugging Face Hub ({type(error).__name__}): check the network and "
