@@ -126,7 +126,7 @@ def _problem(message: str, settings: Settings, options: list[str]) -> str:
     for part in ("model", "data"):
         import_class(settings.class_of(part) or "")  # an error in a researcher's own file is shown as it is
     if found := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", message):
-        place = settings.find("class_path", value=found[1])
+        place = settings.find(found[1], value=found[1])
         return f"{place.text}: {found[1]} cannot be used ({found[2].strip()}){_closest_class(found[1])}."
     if found := re.search(r'Parser key "([^"]+)"', message):
         values = re.findall(r"(?:Got|Given) value: (.*)", message)

@@ -1,0 +1,189 @@
+import gzip
+import io
+import os
+import pickle
+import shutil
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from litlab.data.mnist import MNIST
+from litlab.data.mnist_files import (
+    HUB_REVISION,
+    IDX_FILES,
+    cache_file,
+    fingerprint_of,
+    read_idx_folder,
+    unpickle_arrays,
+)
+from litlab.errors import BadInput
+
+
+def test_gzipped_files_give_the_same_data(idx_folder: Path, tmp_path: Path) -> None:
+    for name in IDX_FILES.values():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((idx_folder / name).read_bytes()))
+    assert fingerprint_of(read_idx_folder(tmp_path)) == fingerprint_of(read_idx_folder(idx_folder))
+
+
+def test_one_changed_pixel_changes_the_fingerprint(idx_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(idx_folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / IDX_FILES["test_images"]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert fingerprint_of(read_idx_folder(tmp_path)) != fingerprint_of(read_idx_folder(idx_folder))
+
+
+def damage_truncate(folder: Path) -> None:
+    file = folder / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def damage_header(folder: Path) -> None:
+    (folder / "train-images-idx3-ubyte").write_bytes(b"\x89PNG\r\n")
+
+
+def damage_empty(folder: Path) -> None:
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(b"")
+
+
+def damage_missing(folder: Path) -> None:
+    (folder / "t10k-labels-idx1-ubyte").unlink()
+
+
+def damage_gzip(folder: Path) -> None:
+    file = folder / "train-images-idx3-ubyte"
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(file.read_bytes())[:-100])
+    file.unlink()
+
+
+def damage_gzip_inside(folder: Path) -> None:
+    file = folder / "train-images-idx3-ubyte"
+    packed = bytearray(gzip.compress(file.read_bytes()))
+    packed[200:220] = bytes(20)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(packed)
+    file.unlink()
+
+
+def damage_label(folder: Path) -> None:
+    file = folder / "train-labels-idx1-ubyte"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x0b")
+
+
+def damage_mixture(folder: Path) -> None:
+    shutil.copy(folder / "t10k-labels-idx1-ubyte", folder / "train-labels-idx1-ubyte")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_truncate, r"train-images-idx3-ubyte has 470409 bytes, its header promises 470416: download it again"),
+        (damage_header, r"begins with 89504e47 instead of 00000803: it is not an IDX file"),
+        (damage_empty, r"t10k-labels-idx1-ubyte begins with nothing instead of 00000801"),
+        (damage_missing, r"t10k-labels-idx1-ubyte is missing, with or without .gz"),
+        (damage_gzip, r"train-images-idx3-ubyte.gz cannot be read .*: download it again"),
+        (damage_gzip_inside, r"train-images-idx3-ubyte.gz cannot be read .*: download it again"),
+        (damage_label, r"has the label 11: MNIST's labels are 0 to 9"),
+        (damage_mixture, r"has 600 train images but 200 train labels"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(damage, message: str, idx_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(idx_folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path)
+    with pytest.raises(BadInput, match=message):
+        read_idx_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"not an archive"])
+def test_a_damaged_copy_in_the_cache_is_one_sentence(content: bytes) -> None:
+    file = cache_file("catalog")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match=r"the cached copy .*npz is damaged: delete it and run again"):
+        MNIST().prepare_data()
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.system, ("echo exploited",)
+
+
+def test_a_pickle_that_holds_code_is_refused_before_it_runs(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadInput, match=r"asks for posix.system: it holds more than arrays"):
+        unpickle_arrays(io.BytesIO(pickle.dumps(Exploit())))
+    assert "exploited" not in capfd.readouterr().out
+
+
+def test_arrays_survive_the_restricted_unpickler() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    old = pickle.dumps(array, protocol=3).replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
+    np.testing.assert_array_equal(unpickle_arrays(io.BytesIO(old)), array)
+
+
+def hub_files(folder: Path, idx_folder: Path) -> None:
+    """The small MNIST in the layout of the Hub's data set: parquet files with a column of PNG images."""
+    arrays = read_idx_folder(idx_folder)
+    for name in ("train", "test"):
+        images = []
+        for pixels in arrays[f"{name}_images"]:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.reshape(28, 28)).save(buffer, "PNG")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        table = pyarrow.table({"image": images, "label": arrays[f"{name}_labels"].astype(np.int64)})
+        pyarrow.parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, idx_folder: Path):
+    """A server on this machine that answers as the Hugging Face Hub does when a file of a data set is fetched."""
+    hub_files(tmp_path, idx_folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, with_body: bool) -> None:
+            prefix = f"/datasets/ylecun/mnist/resolve/{HUB_REVISION}/mnist/"
+            file = tmp_path / self.path.removeprefix(prefix)
+            if not self.path.startswith(prefix) or not file.is_file():
+                self.send_error(404)
+                return
+            content = file.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hash(content)}"')
+            self.send_header("X-Repo-Commit", HUB_REVISION)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def test_the_hub_gives_the_same_data_as_the_files(hub: str, litlab, idx_folder: Path, project: Path) -> None:
+    options = ("-c", "configs/experiment/mnist_mlp.yaml", "-c", "configs/debug/tiny.yaml", "--trainer.logger=false")
+    done = litlab("fit", *options, "--data.source=hub", HF_ENDPOINT=hub, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    assert fingerprint_of(read_idx_folder(idx_folder)) in (project / "runs/latest/run.json").read_text()
+
+
+def test_without_the_hub_one_sentence_says_what_works_offline(litlab) -> None:
+    done = litlab("fit", "-c", "configs/experiment/mnist_mlp.yaml", "--data.source=hub")
+    assert done.returncode == 2
+    assert "could not be had from the Hugging Face Hub" in done.stderr and "--data.source=catalog" in done.stderr
+    assert "Traceback" not in done.stderr
