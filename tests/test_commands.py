@@ -256,6 +256,8 @@ def test_fit_help_lists_the_options_of_the_experiment_one_line_each(litlab) -> N
     assert done.returncode == 0
     for option in ("--model.hidden = 128", "--data.batch_size = 128", "--trainer.max_epochs", "--checkpoint.monitor"):
         assert [line for line in done.stdout.splitlines() if line.strip().startswith(option)], option
+    for follows_another in ("--data.seed", "--model.num_classes"):
+        assert follows_another not in done.stdout
 
 
 def test_bad_data_leaves_no_run_directory(inside: Path, quiet: None) -> None:

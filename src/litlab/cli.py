@@ -24,7 +24,7 @@ from litlab.callbacks.evaluation_results import EvaluationResults
 from litlab.callbacks.loader_states import LoaderStates
 from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.errors import BadInput
-from litlab.layers import base_file, check, config_files, runs_folder
+from litlab.layers import LINKED, base_file, check, config_files, runs_folder
 from litlab.loggers import MetricsCsv
 from litlab.run_directory import RunDirectory
 
@@ -40,9 +40,6 @@ for message in (
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-LINKED = {"data.seed": "seed_everything", "model.num_classes": "the data"}
 
 
 class Parser(LightningArgumentParser):
@@ -109,10 +106,8 @@ class LitlabCLI(LightningCLI):
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.init_args.seed")
-        data_class = explain.import_class(self.settings.class_of("data") or "")
-        if hasattr(
-            data_class, "num_classes"
-        ):  # asking a data module that lacks it makes jsonargparse print its loaders
+        # only if the data has classes: for what it lacks, jsonargparse prints a data module, and that makes its dataloaders
+        if hasattr(explain.import_class(self.settings.class_of("data") or ""), "num_classes"):
             parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         for target, source in LINKED.items():
             if place := self.settings.set_at(target):
@@ -150,8 +145,7 @@ class LitlabCLI(LightningCLI):
         stated = self.config
         self.config = stated.clone()
         self.config.checkpoint.dirpath = str(self.run.path / "checkpoints")
-        loggers = self.config.trainer.logger
-        for logger in as_list(loggers):
+        for logger in as_list(self.config.trainer.logger):
             if "save_dir" in (getattr(logger, "init_args", None) or {}):
                 logger.init_args.save_dir = str(self.run.path)
         super().instantiate_classes()

@@ -151,7 +151,7 @@ def file_problem(path: Path) -> str | None:
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.yaml"))
         if path.name == ".yaml" and known:
-            return f"no experiment is named; known are {', '.join(known)}: make train EXP={known[0] if known else '<name>'}."
+            return f"no experiment is named; known are {', '.join(known)}: make train EXP={known[0]}."
         if path.is_dir() or path.suffix != ".yaml" or not known:
             return f"{path} is not a file: -c takes a YAML file such as configs/experiment/<name>.yaml."
         return f"no {path.parent.name} {path.stem!r} ({path} does not exist){_closest(path.stem, known)}; known are {', '.join(known)}."
@@ -174,19 +174,20 @@ def first_sentence(message: str) -> str:
     return " ".join(message.split()).split(" HINT:")[0].split(". ")[0].rstrip(".!") + "."
 
 
-def option_lines(function: Any) -> list[str]:
-    """One line per argument of a class or function: name, default, and what its docstring says."""
-    described = {
-        entry.arg_name: entry.description or ""
-        for entry in docstring_parser.parse(inspect.getdoc(function) or "").params
-    }
-    if inspect.isclass(function):
-        described |= {
-            entry.arg_name: entry.description or ""
-            for entry in docstring_parser.parse(function.__init__.__doc__ or "").params
-        }
+def option_lines(owner: type, without: set[str]) -> list[str]:
+    """One line per argument of a class's constructor: name, default, and what the docstring says.
+
+    Args:
+        owner: the class.
+        without: arguments to leave out.
+    """
+    documents = [inspect.getdoc(owner), owner.__init__.__doc__]  # type: ignore[misc]
+    entries = [entry for text in documents for entry in docstring_parser.parse(text or "").params]
+    described = {entry.arg_name: entry.description or "" for entry in entries}
     lines = []
-    for name, default in _parameters(function).items():
+    for name, default in _parameters(owner).items():
+        if name in without:
+            continue
         text = " ".join(described.get(name, "").replace("``", "").split()).split(". ")[0].removesuffix(".")
         shown = "" if default is inspect.Parameter.empty else f" = {'null' if default is None else default}"
         lines.append(f"{name + shown:<36} {text if len(text) <= 110 else text[:107] + '...'}")

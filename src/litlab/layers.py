@@ -6,6 +6,9 @@ from pathlib import Path
 from litlab import explain
 from litlab.errors import BadInput
 
+LINKED = {"data.seed": "seed_everything", "model.num_classes": "the data"}
+"""Settings that follow another one and cannot be set themselves."""
+
 
 def config_files(arguments: list[str]) -> list[Path]:
     """The files named with -c or --config, in their order.
