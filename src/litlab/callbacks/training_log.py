@@ -13,63 +13,60 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
 class TrainingLog(Callback):
-    """Logs train/loss, the mean over the examples since the last log, and train/loss_epoch, over the whole epoch.
+    """Logs train/loss, the mean over the examples or tokens since the last log, and train/loss_epoch, over the whole epoch.
 
     The sum stays on the device and is read every `trainer.log_every_n_steps` optimizer steps: `self.log` in every
     training step costs more than the step of a small model, and reading the value each time makes a GPU wait. Batches
-    without `id` and `weight`, from a data module that does not use `TrainingBatches`, count as one example each.
+    without `size` and `weight`, from a data module that does not use `TrainingBatches`, count as one example each.
     """
 
     def __init__(self) -> None:
         self.loss = math.nan  # of the last log, for the progress bar
         self._sum = torch.zeros(())
-        self._examples = 0
+        self._size = 0
         self._epoch_sum = 0.0
-        self._epoch_examples = 0.0
+        self._epoch_size = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin new sums."""
         self._sum = torch.zeros((), device=pl_module.device)
-        self._examples = 0
-        self._epoch_sum = self._epoch_examples = 0.0
+        self._size = 0
+        self._epoch_sum = self._epoch_size = 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch's loss, and log at the steps that the trainer logs at."""
         accumulation = trainer.accumulate_grad_batches
-        size, weight = (
-            (len(batch["id"]), batch["weight"])
-            if isinstance(batch, dict) and {"id", "weight"} <= batch.keys()
-            else (1, 1.0)
-        )
+        measured = isinstance(batch, dict) and {"size", "weight"} <= batch.keys()
+        size, weight = (batch["size"], batch["weight"]) if measured else (1, 1.0)
         if weight and outputs and "loss" in outputs:  # a slice of weight zero repeats an example of another slice
             # Lightning divided the loss by the accumulation, the model multiplied it by the weight: both are undone
             self._sum.add_(outputs["loss"], alpha=size * accumulation / weight)
-            self._examples += size
+            self._size += size
         if (batch_idx + 1) % accumulation == 0 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            loss_sum, examples = self._collect(trainer)
-            if examples:
-                self.loss = loss_sum / examples
+            loss_sum, size = self._collect(trainer)
+            if size:
+                self.loss = loss_sum / size
                 self._log(trainer, "train/loss", self.loss)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean over the epoch."""
         self._collect(trainer)
-        if self._epoch_examples:
-            loss = self._epoch_sum / self._epoch_examples
+        if self._epoch_size:
+            loss = self._epoch_sum / self._epoch_size
             self._log(trainer, "train/loss_epoch", loss)
             pl_module.log("train/loss_epoch", loss, logger=False)  # for callbacks that monitor it
 
     def _collect(self, trainer: Trainer) -> tuple[float, float]:
-        """The sum and the number of examples of all processes since the last call."""
-        totals = torch.stack([self._sum, torch.tensor(float(self._examples), device=self._sum.device)]).double()
-        loss_sum, examples = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        """The sum of losses and what they are summed over, of all processes since the last call."""
+        totals = torch.stack([self._sum, torch.tensor(float(self._size), device=self._sum.device)]).double()
+        loss_sum, size = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         self._epoch_sum += loss_sum
-        self._epoch_examples += examples
+        self._epoch_size += size
         self._sum.zero_()
-        self._examples = 0
-        return loss_sum, examples
+        self._size = 0
+        return loss_sum, size
 
     def _log(self, trainer: Trainer, name: str, value: float) -> None:
         for logger in trainer.loggers:
@@ -191,7 +188,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 def describe(trainer: Trainer, module: LightningModule) -> str:
-    """The arithmetic of a training in a few lines: batch, steps, parameters, hardware."""
+    """The data and the arithmetic of a training in a few lines: batch, steps, parameters, hardware."""
     accumulation = trainer.accumulate_grad_batches
     steps_per_epoch = trainer.num_training_batches // -accumulation * -1
     total = trainer.estimated_stepping_batches  # infinite if only time ends the training
@@ -199,6 +196,8 @@ def describe(trainer: Trainer, module: LightningModule) -> str:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     lines = []
+    if description := getattr(trainer.datamodule, "description", None):  # type: ignore[attr-defined]
+        lines.append(description)
     if batch_size:
         share = batch_size / (trainer.world_size * accumulation)
         devices = f"{trainer.world_size} device{'s' if trainer.world_size > 1 else ''}"

@@ -21,6 +21,10 @@ Fetch = Callable[[np.ndarray], Batch]
 """Turns the indices of examples, (batch,), into a batch of tensors."""
 Plan = Callable[[int], Sequence[np.ndarray]]
 """Turns an epoch number into the global batches of that epoch, each the indices of its examples."""
+Measure = Callable[[np.ndarray], float]
+"""Counts what the loss is a mean over, for the indices of a batch: its examples, or its target tokens."""
+
+WINDOW = 50  # batches that are sorted by length together: with 32 examples each, hardly any padding is left
 
 
 def shuffled(size: int, batch_size: int, seed: int) -> Plan:
@@ -39,6 +43,31 @@ def shuffled(size: int, batch_size: int, seed: int) -> Plan:
     return plan
 
 
+def by_length(lengths: np.ndarray, batch_size: int, seed: int) -> Plan:
+    """Plan epochs whose batches hold texts of similar length, so that little is padded; the order of batches is random.
+
+    A new random order is cut into windows of 50 batches, each window is sorted by length and cut into batches, and these
+    are shuffled: neighbours in time do not resemble each other in length, which would make the loss swing.
+
+    Args:
+        lengths: length of each example in tokens, (examples,).
+        batch_size: examples per optimizer step, over all processes and micro-batches.
+        seed: together with the epoch it fixes the order.
+    """
+
+    def plan(epoch: int) -> list[np.ndarray]:
+        random = np.random.default_rng([seed, epoch])
+        order = random.permutation(len(lengths))
+        batches = []
+        for start in range(0, len(order), WINDOW * batch_size):
+            window = order[start : start + WINDOW * batch_size]
+            window = window[np.argsort(lengths[window], kind="stable")]
+            batches += [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
+        return [batches[number] for number in random.permutation(len(batches))]
+
+    return plan
+
+
 def _repeat(batches: Sequence[np.ndarray], epoch: int) -> Sequence[np.ndarray]:
     return batches
 
@@ -46,9 +75,9 @@ def _repeat(batches: Sequence[np.ndarray], epoch: int) -> Sequence[np.ndarray]:
 class TrainingBatches:
     """One process's slices of the global batches, as Lightning's train dataloader.
 
-    Every batch carries `weight`: the mean loss of the slice times `weight`, averaged over processes and micro-batches,
-    is the mean loss of the global batch, also where that does not divide evenly. A slice that would be empty repeats
-    an example with weight 0. Iterating goes on from `position`: at the end of an epoch, until `set_epoch`, nothing is left.
+    Every batch carries `size`, what its mean loss is a mean over, and `weight`: the mean loss of the slice times `weight`,
+    averaged over processes and micro-batches, is the mean loss of the global batch, also where that does not divide
+    evenly. A slice that would be empty repeats an example with weight 0. Iterating goes on from `position`: at the end of an epoch, until `set_epoch`, nothing is left.
 
     Args:
         fetch: makes a batch from indices.
@@ -56,11 +85,21 @@ class TrainingBatches:
         rank: number of this process.
         world_size: number of processes.
         accumulation: micro-batches per optimizer step.
+        measure: the size of a batch; its number of examples, unless the loss is a mean over tokens.
     """
 
-    def __init__(self, fetch: Fetch, plan: Plan, rank: int = 0, world_size: int = 1, accumulation: int = 1) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        plan: Plan,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        measure: Measure = len,
+    ) -> None:
         self._fetch = fetch
         self._plan = plan
+        self._measure = measure
         self._rank = rank
         self._world_size = world_size
         self._accumulation = accumulation
@@ -69,13 +108,15 @@ class TrainingBatches:
         self.position = 0
 
     @classmethod
-    def for_trainer(cls, trainer: Trainer | None, fetch: Fetch, plan: Plan) -> "TrainingBatches":
+    def for_trainer(
+        cls, trainer: Trainer | None, fetch: Fetch, plan: Plan, measure: Measure = len
+    ) -> "TrainingBatches":
         """The slices of the trainer's process; every epoch the same when it overfits a few batches."""
         if trainer is None:
-            return cls(fetch, plan)
+            return cls(fetch, plan, measure=measure)
         if trainer.overfit_batches:  # type: ignore[attr-defined]
             plan = partial(_repeat, plan(0))
-        return cls(fetch, plan, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+        return cls(fetch, plan, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches, measure)
 
     def __len__(self) -> int:
         """Micro-batches per epoch and process."""
@@ -103,7 +144,8 @@ class TrainingBatches:
                 if micro == self._accumulation - 1:
                     self.position += 1
                 batch = self._fetch(part if len(part) else whole[:1])
-                batch["weight"] = len(part) * slices / len(whole)
+                batch["size"] = self._measure(part)
+                batch["weight"] = batch["size"] * slices / self._measure(whole)
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
