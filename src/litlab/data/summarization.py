@@ -1,0 +1,196 @@
+"""Texts and their summaries."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import torch
+from lightning.pytorch import LightningDataModule
+from pydantic import NonNegativeInt, PositiveInt
+from transformers import PreTrainedTokenizerBase
+
+from litlab import pretrained
+from litlab.data import tables, tokens
+from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, by_length
+from litlab.data.tables import SplitChoice
+
+IGNORED = -100  # the target that transformers' losses leave out
+
+
+class Summarization(LightningDataModule):
+    """Texts and summaries, from a file, a folder, the Hub or the catalog.
+
+    Both are tokenized once, into a cache that is mapped into memory, and batched by length. An example's id is the number of
+    its row in the source, from 0.
+
+    Batches hold `id` (batch,), `input_ids` and `attention_mask` (batch, longest text) and `labels` (batch, longest summary),
+    -100 where a summary has ended; all int64. Those of evaluation also hold what a person reads: the lists of strings
+    `source` and `target`, and `decode`, which turns tokens (batch, length) into such a list.
+
+    Args:
+        source: docstrings (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
+            validation and test in one of these formats; or a Hub id, with @revision or without.
+        configuration: of a Hub data set that has several, as in 3.0.0.
+        text: column of the text.
+        summary: column of the summary.
+        validation: a split's name, or the fraction of train to hold out; null: validation if there is one, else 0.1.
+        test: the same for the test split; null: test if there is one, else 0.1.
+        tokenizer: the model whose tokenizer to use; follows model.pretrained; null: train one on the training split.
+        tokenizer_size: most tokens that a trained tokenizer knows.
+        prefix: put before every text, as in "summarize: ", which T5 was trained with.
+        max_length: most tokens of a text, with prefix and end; longer ones are cut.
+        max_summary_length: most tokens of a summary, with its end; longer ones are cut, in training and for the loss only.
+        batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
+        evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.
+        seed: fixes the order of the training examples; follows seed_everything.
+    """
+
+    def __init__(
+        self,
+        source: str = "docstrings",
+        configuration: str | None = None,
+        text: str = "text",
+        summary: str = "summary",
+        validation: SplitChoice = None,
+        test: SplitChoice = None,
+        tokenizer: str | None = None,
+        tokenizer_size: PositiveInt = 8192,
+        prefix: str = "",
+        max_length: PositiveInt | None = None,
+        max_summary_length: PositiveInt = 64,
+        batch_size: PositiveInt = 32,
+        evaluation_batch_size: PositiveInt = 64,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.configuration = source, configuration
+        self.text, self.summary = text, summary
+        self.validation, self.test = validation, test
+        self.tokenizer, self.tokenizer_size, self.prefix = tokenizer, tokenizer_size, prefix
+        self.max_length, self.max_summary_length = max_length, max_summary_length
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.seed = seed
+        self.fingerprint: str | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the tokenizer knows."""
+        self.prepare_data()
+        return len(self._tokenizer)
+
+    def prepare_data(self) -> None:
+        """Fetch and tokenize what is not in the cache yet, and open it.
+
+        Raises:
+            BadInput: if the data or the tokenizer cannot be used.
+        """
+        if self.fingerprint:
+            return
+        source = tables.open_source(self.source, self.configuration)
+        tokenizer = pretrained.load_tokenizer(self.tokenizer) if self.tokenizer else None
+        self._limit = self.max_length or pretrained.DEFAULT_LENGTH
+        if tokenizer and self.tokenizer:
+            self._limit = pretrained.sequence_limit(self.tokenizer, tokenizer, self.max_length)
+        ingredients = {
+            "what": "summarization",
+            "source": source.key,
+            "column_names": [self.text, self.summary],
+            "splits": [self.validation, self.test],
+            "tokenizer": tokens.fingerprint(tokenizer) if tokenizer else self.tokenizer_size,
+            "prefix": self.prefix,
+            "max_length": [self._limit, self.max_summary_length],
+        }
+        folder, meta = tokens.cached(ingredients, lambda scratch: self._build(source, tokenizer, scratch))
+        self._tokenizer = tokenizer or tokens.open_tokenizer(folder)
+        self.splits = {name: tokens.Split(folder / name) for name in meta["examples"]}
+        self.fingerprint = meta["key"]
+        self.description = tables.describe(source.name, meta)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache."""
+        self.prepare_data()
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Training batches of texts of similar length, in random order; their size is counted in tokens of the summaries."""
+        columns = self.splits["train"]
+        text_lengths, summary_lengths = columns.ragged("text").lengths, columns.ragged("summary").lengths
+        plan = by_length(text_lengths, self.batch_size, self.seed)
+        return TrainingBatches.for_trainer(
+            self.trainer, self._fetch("train"), plan, measure=lambda rows: int(summary_lengths[rows].sum())
+        )
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """The validation split, longest texts first."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> EvaluationBatches:
+        """The test split, longest texts first."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> EvaluationBatches:
+        columns = self.splits[split]
+        order = np.argsort(-columns.ragged("text").lengths, kind="stable")
+        fetch_tokens = self._fetch(split)
+        sources, targets = columns.ragged("source"), columns.ragged("target")
+
+        def fetch(rows: np.ndarray) -> Batch:
+            return {
+                **fetch_tokens(rows),
+                "source": [sources.text(row) for row in rows],
+                "target": [targets.text(row) for row in rows],
+                "decode": self._decode,
+            }
+
+        return EvaluationBatches.for_trainer(self.trainer, fetch, order, self.evaluation_batch_size)
+
+    def _build(self, source: tables.Source, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
+        """Fill a cache folder."""
+        columns = {"data.text": self.text, "data.summary": self.summary}
+        splits, meta = tables.read_splits(
+            source,
+            lambda table: tables.read(table, columns),
+            {"validation": self.validation, "test": self.test},
+            compared=1,
+        )
+        if tokenizer is None:
+            tokenizer = tokens.train_tokenizer(splits["train"].texts, self.tokenizer_size, folder)
+        limits = {"text": self._limit, "summary": self.max_summary_length}
+        cut, total = dict.fromkeys(limits, 0), dict.fromkeys(limits, 0)
+        for split, rows in splits.items():
+            writer = tokens.SplitWriter(folder / split)
+            writer.array("id", rows.ids)
+            inputs = rows.texts[0]
+            if self.prefix:
+                inputs = pyarrow.chunked_array([[self.prefix + text for text in inputs.to_pylist()]], pyarrow.string())
+            for (name, limit), texts in zip(limits.items(), (inputs, rows.texts[1]), strict=True):
+                doing = f"tokenizing {split}, {name}"
+                made = tokens.tokenize(writer, name, tokenizer, [texts], limit, doing)
+                cut[name], total[name] = cut[name] + made.cut, total[name] + made.tokens
+            if split != "train":
+                writer.texts("source", rows.texts[0])
+                writer.texts("target", rows.texts[1])
+        examples = sum(map(len, splits.values()))
+        facts = {name: {"mean": total[name] / examples, "cut": cut[name], "limit": limits[name]} for name in limits}
+        return {**meta, "columns": facts}
+
+    def _fetch(self, split: str) -> Callable[[np.ndarray], Batch]:
+        columns = self.splits[split]
+        ids, texts, summaries = columns.array("id"), columns.ragged("text"), columns.ragged("summary")
+        pad = self._tokenizer.pad_token_id
+
+        def fetch(rows: np.ndarray) -> Batch:
+            input_ids, real = texts.padded(rows, pad)
+            labels, _ = summaries.padded(rows, IGNORED)
+            return {
+                "id": torch.from_numpy(ids[rows]),
+                "input_ids": input_ids,
+                "attention_mask": real.long(),
+                "labels": labels,
+            }
+
+        return fetch
+
+    def _decode(self, rows: torch.Tensor) -> list[str]:
+        return [text.strip() for text in self._tokenizer.batch_decode(rows, skip_special_tokens=True)]

