@@ -24,7 +24,7 @@ from litlab.callbacks.evaluation_results import EvaluationResults
 from litlab.callbacks.loader_states import LoaderStates
 from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.errors import BadInput
-from litlab.layers import LINKED, base_file, check, config_files, runs_folder
+from litlab.layers import base_file, check, config_files, links, runs_folder
 from litlab.loggers import MetricsCsv
 from litlab.run_directory import RunDirectory
 
@@ -105,13 +105,15 @@ class LitlabCLI(LightningCLI):
             help="name of the folder below runs/; null: the first -c file's name",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
-        # only if the data has classes: for what it lacks, jsonargparse prints a data module, and that makes its dataloaders
-        if hasattr(explain.import_class(self.settings.class_of("data") or ""), "num_classes"):
-            parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-        for target, source in LINKED.items():
+        classes = (explain.import_class(self.settings.class_of(part) or "") for part in ("model", "data"))
+        for target, source in links(*classes).items():
             if place := self.settings.set_at(target):
-                raise BadInput(f"{place.text}: this follows {source}; set that instead.")
+                followed = "the data" if source.startswith("data.") else source
+                raise BadInput(f"{place.text}: this follows {followed}; set that instead.")
+            # what data has is known when there is data
+            moment = "instantiate" if source.startswith("data.") else "parse"
+            source = source.replace("model.", "model.init_args.")
+            parser.link_arguments(source, target.replace(".", ".init_args."), apply_on=moment)
 
     def before_instantiate_classes(self) -> None:
         """Settle what depends on the machine, so that config.yaml says what was used."""

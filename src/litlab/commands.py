@@ -6,7 +6,7 @@ import yaml
 
 from litlab import explain
 from litlab.errors import BadInput
-from litlab.layers import LINKED, base_file, check, config_files, runs_folder
+from litlab.layers import base_file, check, config_files, links, runs_folder
 from litlab.run_directory import find
 
 
@@ -66,7 +66,7 @@ def fit_help(arguments: list[str]) -> str:
         "  --experiment=NAME      folder below runs/; default: the name of the first -c file",
     ]
     for part, owner in {**owners, "checkpoint": ModelCheckpoint, "trainer": Trainer}.items():
-        linked = {name.removeprefix(f"{part}.") for name in LINKED}
+        linked = {name.removeprefix(f"{part}.") for name in links(owners.get("model"), owners.get("data"))}
         lines = "\n".join(f"  --{part}.{line}" for line in explain.option_lines(owner, without=linked))
         sections.append(f"{part}: {owner.__name__}\n{lines}")
     if not owners:

@@ -1,13 +1,31 @@
 """Where settings, runs and the project lie. Known before anything heavy is imported, so that a wrong name is answered at once."""
 
+import inspect
 import os
 from pathlib import Path
+from typing import Any
 
 from litlab import explain
 from litlab.errors import BadInput
 
-LINKED = {"data.seed": "seed_everything", "model.num_classes": "the data"}
-"""Settings that follow another one and cannot be set themselves."""
+
+def links(model: Any, data: Any) -> dict[str, str]:
+    """Settings that follow another one and cannot be set themselves, each with what it follows.
+
+    Args:
+        model: the model's class, or None.
+        data: the data module's class, or None.
+    """
+    of_model, of_data = (set(inspect.signature(owner).parameters) if owner else set() for owner in (model, data))
+    found = {}
+    if "seed" in of_data:
+        found["data.seed"] = "seed_everything"
+    if "tokenizer" in of_data and "pretrained" in of_model:
+        found["data.tokenizer"] = "model.pretrained"
+    for name in ("num_classes", "vocab_size"):
+        if name in of_model and hasattr(data, name):
+            found[f"model.{name}"] = f"data.{name}"
+    return found
 
 
 def config_files(arguments: list[str]) -> list[Path]:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -22,6 +24,8 @@ from litlab.provenance import machine
 from litlab.run_directory import RunDirectory
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+SAMPLES = 10  # texts of a model that are shown
+TEXTS = ("source", "target", "text")  # what was given, what was wanted, what the model wrote
 
 
 def fit(arguments: list[str]) -> None:
@@ -58,10 +62,9 @@ def train(cli: LitlabCLI, arguments: list[str]) -> None:
                 steps=steps, training_seconds=round(seconds, 1), best={"name": name, "score": scores.get(name)}
             )
     if trainer.is_global_zero:
-        print()
-        if name in scores:
-            print(f"{name} {scores[name]:.4f} with the best checkpoint")
-        print(f"trained {steps:,} steps in {seconds:.1f} s")
+        if scores:
+            show(cli, "val", scores, "best")
+        print(f"\ntrained {steps:,} steps in {seconds:.1f} s")
         print(f"run   {shown(run.path)}")
         if best:
             print(f"next  make eval RUN={run.experiment}/{run.id}   scores the test split, and counts that you looked")
@@ -104,9 +107,7 @@ def score(run: RunDirectory, split: str, name: str, overrides: list[str]) -> Non
             finish_wandb(0)
             run.release()
     if first:
-        width = max(map(len, scores))
-        print("\n" + "\n".join(f"{score:<{width}}  {value:.4f}" for score, value in sorted(scores.items())))
-        print(f"over {cli.results.count or 'the'} examples of the {split} split, with the {name} checkpoint")
+        show(cli, split, scores, name)
         if split == "test":
             print(f"the test split of this run was looked at {looks} time{'s' if looks > 1 else ''}")
         print(f"run   {shown(run.path)}")
@@ -147,6 +148,20 @@ def evaluate(cli: LitlabCLI, split: str, checkpoint: Path) -> dict[str, float]:
         content = {"scores": scores, "examples": cli.results.count, "checkpoint": checkpoint.stem, "at": now()}
         cli.run.write_evaluation(split, content)
     return scores
+
+
+def show(cli: LitlabCLI, split: str, scores: dict[str, float], checkpoint: str) -> None:
+    """Print the scores of a split and, if the model writes texts, what it wrote for examples spread evenly over the split."""
+    predictions = cli.run.path / "predictions" / f"{split}.parquet"
+    if cli.results.count and "text" in pyarrow.parquet.read_schema(predictions).names:
+        table = pyarrow.parquet.read_table(predictions)
+        rows = np.linspace(0, len(table) - 1, min(SAMPLES, len(table))).round().astype(int)
+        for row in table.take(rows).to_pylist():
+            lines = [f"{name:<7} {' '.join(str(row[name]).split())[:240]}" for name in TEXTS if name in row]
+            print("\n" + "\n".join(lines))
+    width = max(map(len, scores))
+    print("\n" + "\n".join(f"{score:<{width}}  {value:.4f}" for score, value in sorted(scores.items())))
+    print(f"over {cli.results.count or 'the'} examples of the {split} split, with the {checkpoint} checkpoint")
 
 
 def discard(metrics: Any) -> None:

@@ -7,10 +7,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric
 
 from litlab.models import optimizer
-from litlab.models.scores import classification_scores
+from litlab.models.scores import ClassificationScores
 
 
 class MnistMLP(LightningModule):
@@ -47,8 +47,8 @@ class MnistMLP(LightningModule):
         )
         self.network: nn.Sequential | None = None
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.val_scores = classification_scores(num_classes, "val/")
-        self.test_scores = classification_scores(num_classes, "test/")
+        self.val_scores = ClassificationScores(num_classes, "val/")
+        self.test_scores = ClassificationScores(num_classes, "test/")
 
     def configure_model(self) -> None:
         """Build the network, once; here and not in `__init__` so that strategies can shard it."""
@@ -91,7 +91,9 @@ class MnistMLP(LightningModule):
         """AdamW with warm-up and decay, stepped with every batch."""
         return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
 
-    def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: MetricCollection) -> dict[str, Tensor]:
+    def _evaluate(
+        self, batch: dict[str, Any], mean_loss: MeanMetric, scores: ClassificationScores
+    ) -> dict[str, Tensor]:
         logits = self(batch["image"])  # (batch, classes)
         mean_loss.update(F.cross_entropy(logits, batch["target"], reduction="none"))
         scores.update(logits, batch["target"])

@@ -1,19 +1,121 @@
-"""The scores of a classifier, accumulated over a whole split and all processes."""
+"""The scores of classifiers and summarizers, accumulated over a whole split and all processes."""
 
-from torchmetrics import Accuracy, F1Score, MetricCollection
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import AUROC, Accuracy, F1Score, Metric, MetricCollection, Precision, Recall
 
 
-def classification_scores(num_classes: int, prefix: str) -> MetricCollection:
-    """Accuracy over all examples, and the F1 score averaged over the classes.
+class ClassificationScores(MetricCollection):
+    """Accuracy, precision, recall, F1 and the area under the ROC curve.
+
+    Of two classes, the last is the positive one, as in scikit-learn and GLUE; of more, the scores are averaged over the
+    classes, each weighing the same.
 
     Args:
         num_classes: number of classes.
         prefix: put before the names, as in "val/".
     """
-    return MetricCollection(
-        {
-            "accuracy": Accuracy(task="multiclass", num_classes=num_classes),
-            "f1": F1Score(task="multiclass", num_classes=num_classes, average="macro"),
-        },
-        prefix=prefix,
-    )
+
+    def __init__(self, num_classes: int, prefix: str) -> None:
+        self.binary = num_classes == 2
+        kind: dict[str, Any] = (
+            {"task": "binary"}
+            if self.binary
+            else {"task": "multiclass", "num_classes": num_classes, "average": "macro"}
+        )
+        super().__init__(
+            {
+                "accuracy": Accuracy(**{**kind, "average": "micro"}),
+                "f1": F1Score(**kind),
+                "precision": Precision(**kind),
+                "recall": Recall(**kind),
+                "roc_auc": AUROC(**kind),
+            },
+            prefix=prefix,
+        )
+
+    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
+        """Add a batch.
+
+        Args:
+            logits: (batch, classes).
+            target: classes, (batch,).
+        """
+        probabilities = logits.float().softmax(dim=1)
+        super().update(probabilities[:, 1] if self.binary else probabilities, target)
+
+
+class SummarizationScores(Metric):
+    """ROUGE-1, 2, L and Lsum as the rouge-score package counts them, with stemmer: the mean F-measure over all examples.
+
+    Lsum compares sentence by sentence; `split_sentences` says what a sentence is. Beside them: the mean number of generated
+    tokens, the share of summaries that were cut at the limit, and, if the texts are given, ROUGE of each text's first
+    sentence (lead-1), which a summarizer should beat.
+
+    Args:
+        prefix: put before the names, as in "val/".
+    """
+
+    NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    full_state_update = False
+    rouge: Tensor
+    lead: Tensor
+    examples: Tensor
+    tokens: Tensor
+    capped: Tensor
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self._prefix = prefix
+        self._scorer: Any = None
+        for name, size in (("rouge", 4), ("lead", 4), ("examples", 1), ("tokens", 1), ("capped", 1)):
+            self.add_state(name, torch.zeros(size), dist_reduce_fx="sum")
+
+    def update(
+        self, summaries: list[str], targets: list[str], lengths: Tensor, capped: Tensor, texts: list[str] | None = None
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            summaries: what was generated.
+            targets: what it is compared with.
+            lengths: tokens generated, (batch,).
+            capped: whether the limit of tokens was reached, (batch,) bool.
+            texts: what was summarized, if lead-1 is wanted.
+        """
+        self.rouge += self._sums(summaries, targets)
+        if texts:
+            self.lead += self._sums([split_sentences(text)[0] for text in texts], targets)
+        self.examples += len(summaries)
+        self.tokens += lengths.sum()
+        self.capped += capped.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The scores by name."""
+        means = dict(zip(self.NAMES, self.rouge / self.examples, strict=True))
+        if self.lead.any():
+            means |= {f"lead1_{name}": mean for name, mean in zip(self.NAMES, self.lead / self.examples, strict=True)}
+        means |= {"generated_tokens": self.tokens[0] / self.examples[0], "capped": self.capped[0] / self.examples[0]}
+        return {self._prefix + name: mean for name, mean in means.items()}
+
+    def _sums(self, summaries: list[str], targets: list[str]) -> Tensor:
+        if self._scorer is None:
+            from rouge_score.rouge_scorer import RougeScorer  # takes a second, and most models never need it
+
+            self._scorer = RougeScorer(self.NAMES, use_stemmer=True)
+        targets, summaries = (["\n".join(split_sentences(text)) for text in texts] for texts in (targets, summaries))
+        scores = [self._scorer.score(target, summary) for target, summary in zip(targets, summaries, strict=True)]
+        sums = [sum(score[name].fmeasure for score in scores) for name in self.NAMES]
+        return torch.tensor(sums, device=self.device)
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text: they end at a line break, or at . ! or ? before white space and a capital, digit or quote.
+
+    Needs no model or download, unlike NLTK's; "e.g. This" is split wrongly.
+    """
+    lines = (re.split(r"""(?<=[.!?])\s+(?=[A-Z0-9"'(])""", line.strip()) for line in text.splitlines())
+    return [sentence for line in lines for sentence in line if sentence] or [text]

@@ -1,0 +1,181 @@
+"""T5, or any encoder-decoder like it, that writes summaries (Raffel et al., 2020)."""
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+
+from litlab import pretrained
+from litlab.errors import BadInput
+from litlab.models import optimizer
+from litlab.models.scores import SummarizationScores
+
+CAPPED_SHARE = 0.05  # of summaries that reach the limit: more are worth a warning
+
+
+class T5Summarizer(LightningModule):
+    """An encoder-decoder, pretrained or from random weights, and how it writes.
+
+    Args:
+        pretrained: a local folder or a Hub id, with @revision or without, of any model that AutoModelForSeq2SeqLM loads; null: a
+            new T5 with random weights.
+        d_model: width of a new T5.
+        d_ff: width of its feed-forward layers.
+        num_layers: layers of its encoder, and of its decoder.
+        num_heads: attention heads of a layer; they share the width.
+        dropout: of a new T5, everywhere.
+        vocab_size: tokens that a new T5 knows; follows the data.
+        max_new_tokens: most tokens of a summary; a warning says when many summaries reach it.
+        num_beams: hypotheses of beam search; 1: greedy.
+        length_penalty: of beam search; above 1 favours long summaries, below 1 short ones.
+        no_repeat_ngram_size: no sequence of this many tokens comes twice in a summary; 0: no such rule.
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW, on the weight matrices.
+        schedule: decay of the learning rate after the warm-up.
+        warmup: linear rise of the learning rate, as a fraction of all steps.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        d_model: PositiveInt = 256,
+        d_ff: PositiveInt = 1024,
+        num_layers: PositiveInt = 3,
+        num_heads: PositiveInt = 4,
+        dropout: optimizer.Fraction = 0.1,
+        vocab_size: PositiveInt = 32128,
+        max_new_tokens: PositiveInt = 64,
+        num_beams: PositiveInt = 1,
+        length_penalty: float = 1.0,
+        no_repeat_ngram_size: NonNegativeInt = 0,
+        learning_rate: PositiveFloat = 2e-4,
+        weight_decay: NonNegativeFloat = 0.01,
+        schedule: optimizer.Schedule = "linear",
+        warmup: optimizer.Fraction = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.pretrained = pretrained
+        self.d_model, self.d_ff, self.num_layers, self.num_heads, self.dropout, self.vocab_size = (
+            d_model,
+            d_ff,
+            num_layers,
+            num_heads,
+            dropout,
+            vocab_size,
+        )
+        if not pretrained and d_model % num_heads:
+            raise BadInput(f"model.d_model is {d_model}, which {num_heads} heads (model.num_heads) cannot share.")
+        self.generation: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "num_beams": num_beams,
+            "no_repeat_ngram_size": no_repeat_ngram_size,
+            "do_sample": False,
+        } | ({"length_penalty": length_penalty} if num_beams > 1 else {})
+        self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
+            learning_rate,
+            weight_decay,
+            schedule,
+            warmup,
+        )
+        self.network: Any = None  # a PreTrainedModel that can generate
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_scores, self.test_scores = SummarizationScores("val/"), SummarizationScores("test/")
+
+    def configure_model(self) -> None:
+        """Make or load the network, once; here and not in `__init__` so that strategies can shard it."""
+        if self.network is not None:
+            return
+        if self.pretrained:
+            self.network = pretrained.load_model(AutoModelForSeq2SeqLM, self.pretrained)
+            return
+        config = T5Config(
+            vocab_size=self.vocab_size,
+            d_model=self.d_model,
+            d_kv=self.d_model // self.num_heads,
+            d_ff=self.d_ff,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            dropout_rate=self.dropout,
+        )
+        config.decoder_start_token_id = config.pad_token_id  # as in the paper
+        self.network = T5ForConditionalGeneration(config)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """The mean loss over the tokens of the summaries, a number."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        return self.network(**inputs).loss
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of one slice of a global batch, weighted so that slices average to the mean over the batch's tokens."""
+        return self(batch) * batch["weight"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Score a batch of the validation split."""
+        output = self._evaluate(batch, self.val_loss, self.val_scores)
+        self.log("val/loss", self.val_loss)
+        return output
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation split."""
+        self._log(self.val_scores)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Score a batch of the test split."""
+        output = self._evaluate(batch, self.test_loss, self.test_scores)
+        self.log("test/loss", self.test_loss)
+        return output
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the test split."""
+        self._log(self.test_scores)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Summarize without scoring."""
+        return self._outputs(batch, self.generate(batch))
+
+    def generate(self, batch: dict[str, Any]) -> Tensor:
+        """Summaries as tokens, (batch, at most max_new_tokens), padded behind their ends."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return self.network.generate(**inputs, **self.generation)[:, 1:]  # without the token that starts the decoder
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with warm-up and decay, stepped with every batch."""
+        return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
+
+    def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: SummarizationScores) -> dict[str, Any]:
+        mean_loss.update(self(batch), weight=(batch["labels"] >= 0).sum())
+        tokens = self.generate(batch)
+        output = self._outputs(batch, tokens)
+        lengths = (tokens != self.network.config.pad_token_id).sum(dim=1)
+        capped = (tokens != self.network.config.eos_token_id).all(dim=1)
+        training = self.trainer.state.fn == "fit"  # lead-1 does not change: once, with the final scores, is enough
+        scores.update(output["text"], batch["target"], lengths, capped, None if training else batch["source"])
+        return output
+
+    def _outputs(self, batch: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+        names = {"id", "source", "target"}
+        return {name: batch[name] for name in batch if name in names} | {"text": batch["decode"](tokens)}
+
+    def _log(self, scores: SummarizationScores) -> None:
+        means = scores.compute()
+        scores.reset()
+        self.log_dict(means, sync_dist=True)  # equal everywhere already, but Lightning warns otherwise
+        capped = next(float(mean) for name, mean in means.items() if name.endswith("/capped"))
+        if capped > CAPPED_SHARE and self.trainer.state.fn != "fit":
+            warn_of_cut_summaries(capped, self.generation["max_new_tokens"])
+
+
+@rank_zero_only
+def warn_of_cut_summaries(share: float, limit: int) -> None:
+    """Say that scores suffer from the limit."""
+    print(
+        f"attention: {share:.0%} of the summaries reached {limit} tokens and were cut there; raise model.max_new_tokens",
+        file=sys.stderr,
+    )
