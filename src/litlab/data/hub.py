@@ -100,4 +100,6 @@ def model_folder(name: str, instead: str) -> Path:
         except LocalEntryNotFoundError:
             pass
     with reached("model", name, instead) as commit:
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"]))
+        return Path(
+            snapshot_download(repository, revision=commit, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"])
+        )

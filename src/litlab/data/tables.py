@@ -12,16 +12,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 from pydantic import Field
-from tqdm import tqdm
 
 from litlab.data import catalog, docstrings, hub
+from litlab.data.catalog import progress
 from litlab.errors import BadInput
 
 Row = tuple[Any, ...]
@@ -299,46 +299,30 @@ def describe(name: str, meta: dict[str, Any]) -> str:
         shown = ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
         lines.append(f"classes    {shown}")
     for column, facts in meta["columns"].items():
-        cut = f"{facts['cut']:,} {column}s cut to" if facts["cut"] else "none above"
+        cut = f"{facts['cut']:,} cut to" if facts["cut"] else "none above"
         lines.append(f"tokens     {facts['mean']:.1f} per {column}, {cut} {facts['limit']}")
     if meta["overlap"]:
         lines.append(f"attention  {meta['overlap']:,} rows of train have a text that is in validation or test too")
     return "\n".join(lines)
 
 
-Item = TypeVar("Item")
-
-
-def progress(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Go through `items` behind a progress bar that shows after two seconds; a line every ten where no terminal is."""
-    interval = 0.2 if sys.stderr.isatty() else 10
-    yield from tqdm(
-        items,
-        doing,
-        total,
-        leave=False,
-        delay=2,
-        mininterval=interval,
-        unit=f" {unit}s",
-        miniters=1 if unit == "chunk" else None,
-    )
-
-
 def _from_catalog(name: str) -> Source:
     if name == "docstrings":
-        splits = ("train", "validation", "test")
-        tables = {split: Table(f"docstrings, split {split}", _docstrings(split)) for split in splits}
-        return Source(name, docstrings.key(), lambda: tables)
+        return Source(name, docstrings.key(), _docstrings)
     classes = {"label": ["rotten", "fresh"]}  # the second is the positive one of precision, recall and F1
     return Source(
         name, catalog.ROTTEN_TOMATOES.sha256, lambda: {"train": Table(name, _rotten_tomatoes, classes, foreign=True)}
     )
 
 
-def _docstrings(split: str) -> Reader:
+def _docstrings() -> dict[str, Table]:
+    table = docstrings.table().rename_columns({"source": "text", "target": "summary"})
+    parts = {split: table.filter(pyarrow.compute.equal(table["split"], split)) for split in docstrings.PACKAGES}
+    return {split: Table(f"docstrings, split {split}", _arrow(part)) for split, part in parts.items()}
+
+
+def _arrow(table: pyarrow.Table) -> Reader:
     def rows(columns: Sequence[str]) -> Iterator[Row]:
-        table = docstrings.table().rename_columns({"source": "text", "target": "summary"})
-        table = table.filter(pyarrow.compute.equal(table["split"], split))
         yield from _arrow_rows(table.to_batches(), table.column_names, columns)
 
     return rows

@@ -22,8 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from litlab.data.catalog import build_once, cache_folder
-from litlab.data.tables import progress
+from litlab.data.catalog import build_once, cache_folder, progress
 
 FORMAT = 1  # raise it when files or their meaning change: older caches are then left alone
 CHUNK = 1000  # texts that are tokenized at a time, on all cores
