@@ -1,7 +1,8 @@
-"""What the tests share: a small MNIST in the official file format, and the real command in a project of its own."""
+"""What the tests share: a small MNIST, two small language models, and the real command in a project of its own."""
 
 import os
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,79 @@ def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         header = np.array([0x803, size, 28, 28], ">u4").tobytes()
         (folder / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         (folder / f"{name}-labels-idx1-ubyte").write_bytes(np.array([0x801, size], ">u4").tobytes() + labels.tobytes())
+    return folder
+
+
+WORDS = (
+    "the a an and or not of to in it is was film movie plot story actor scene good great fine bad poor dull best worst "
+    "very too more less one two three four five six seven eight nine ten red green blue cat dog house tree river"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as save_pretrained writes it: a BERT with random weights whose tokenizer knows a few words and all letters."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    letters = [*string.ascii_lowercase, *string.digits, *".,!?'-"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = list(dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *WORDS.split()]))
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as save_pretrained writes it: a T5 with random weights and a tokenizer that ends every text with </s>."""
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.processors import TemplateProcessing
+    from tokenizers.trainers import BpeTrainer
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("tiny_t5")
+    bytes_and_words = Tokenizer(BPE())
+    bytes_and_words.pre_tokenizer = pre_tokenizers.ByteLevel()
+    bytes_and_words.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bytes_and_words.train_from_iterator([WORDS, WORDS], trainer)
+    bytes_and_words.post_processor = TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_and_words, pad_token="<pad>", eos_token="</s>")
+    tokenizer.save_pretrained(folder)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 

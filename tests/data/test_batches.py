@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litlab.data.batches import EvaluationBatches, TrainingBatches, shuffled
+from litlab.data.batches import WINDOW, EvaluationBatches, TrainingBatches, by_length, shuffled
 from litlab.errors import BadInput
 
 
@@ -54,6 +54,82 @@ def test_each_epoch_visits_every_example_once_in_another_order():
     epochs = [np.concatenate(plan(epoch)).tolist() for epoch in range(3)]
     assert all(sorted(order) == list(range(100)) for order in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+LENGTHS = np.random.default_rng(0).integers(2, 60, 1500)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=120), st.integers(1, 9), st.integers(0, 3))
+def test_batches_by_length_visit_every_example_once_and_are_full_but_one(lengths, batch_size, epoch):
+    batches = by_length(np.array(lengths), batch_size, seed=0)(epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    sizes = sorted(map(len, batches), reverse=True)
+    assert sizes[:-1] == [batch_size] * (len(batches) - 1) and 0 < sizes[-1] <= batch_size
+
+
+def test_batches_by_length_are_a_function_of_seed_and_epoch():
+    def drawn(seed, epoch):
+        return [batch.tolist() for batch in by_length(LENGTHS, 16, seed)(epoch)]
+
+    assert drawn(0, 1) == drawn(0, 1)
+    assert sorted(drawn(0, 0)) != sorted(drawn(0, 1)) != sorted(drawn(1, 1))  # other batches, not only another order
+
+
+def test_batches_by_length_hardly_pad_where_random_ones_do():
+    def padded(plan):
+        return sum(len(batch) * LENGTHS[batch].max() for batch in plan(0)) / LENGTHS.sum() - 1
+
+    assert padded(by_length(LENGTHS, 16, seed=0)) < 0.05
+    assert padded(shuffled(len(LENGTHS), 16, seed=0)) > 0.5
+
+
+def test_batches_by_length_come_in_an_order_that_does_not_depend_on_length():
+    lengths = [[LENGTHS[batch].mean() for batch in by_length(LENGTHS, 4, seed=0)(epoch)] for epoch in range(4)]
+    for means in lengths:
+        assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2
+        assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.2
+
+
+def test_with_equal_lengths_batches_by_length_mix_all_examples():
+    batches = by_length(np.full(4 * WINDOW * 4, 7), 4, seed=0)(0)
+    assert np.mean([batch.max() - batch.min() for batch in batches]) > WINDOW * 4
+
+
+TOKENS = np.random.default_rng(1).integers(1, 30, 70)  # of each example's target
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 4), st.integers(1, 3))
+def test_weighted_token_means_average_to_the_token_mean_of_the_global_batch(size, batch_size, world_size, accumulation):
+    losses = [np.random.default_rng(number).normal(size=count) for number, count in enumerate(TOKENS)]
+    plan = by_length(TOKENS[:size], batch_size, seed=0)
+    loaders = [
+        TrainingBatches(fetch, plan, rank, world_size, accumulation, measure=lambda rows: int(TOKENS[rows].sum()))
+        for rank in range(world_size)
+    ]
+    steps = list(zip(*loaders, strict=True))
+    for step, whole in enumerate(plan(0)):
+        shares = [share for micro in steps[step * accumulation : (step + 1) * accumulation] for share in micro]
+        means = [np.concatenate([losses[id] for id in share["id"]]).mean() * share["weight"] for share in shares]
+        assert np.mean(means) == pytest.approx(np.concatenate([losses[id] for id in whole]).mean())
+        assert sum(share["size"] for share in shares) == TOKENS[whole].sum()
+        for share in shares:
+            assert share["size"] == (TOKENS[share["id"]].sum() if share["weight"] else 0)
+
+
+def test_without_a_measure_the_size_is_the_number_of_examples():
+    shares = [list(TrainingBatches(fetch, shuffled(7, 4, seed=0), rank, 2)) for rank in range(2)]
+    assert [[batch["size"] for batch in batches] for batches in shares] == [[2, 2], [2, 1]]
+    assert [[batch["weight"] for batch in batches] for batches in shares] == [[1, 4 / 3], [1, 2 / 3]]
+    assert [batch["size"] for batch in TrainingBatches(fetch, shuffled(7, 4, seed=0))] == [4, 3]
+
+
+def test_a_process_without_examples_repeats_one_that_does_not_count():
+    plan = shuffled(1, 4, seed=0)
+    loaders = [TrainingBatches(fetch, plan, rank, 2, measure=lambda rows: 5 * len(rows)) for rank in range(2)]
+    (first,), (second,) = loaders
+    assert first == {"id": [0], "size": 5, "weight": 2} and second == {"id": [0], "size": 0, "weight": 0}
 
 
 def test_the_state_is_two_integers():

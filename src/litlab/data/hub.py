@@ -1,10 +1,10 @@
-"""The Hugging Face Hub: what is in its cache is used, what is not is fetched, and what fails is one sentence."""
+"""The Hugging Face Hub, asked once and without patience: what fails is one sentence."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from litlab.errors import BadInput
 
@@ -63,7 +63,7 @@ def reached(kind: Kind, name: str, instead: str) -> Iterator[str]:
         while cause := causes[-1].__cause__ or causes[-1].__context__:
             causes.append(cause)
         kinds = {parent.__name__ for cause in causes for parent in type(cause).__mro__}
-        if errors.GatedRepoError.__name__ in kinds or "gated" in str(error):
+        if errors.GatedRepoError.__name__ in kinds or "is a gated dataset" in str(error):
             reason = "its owner grants access by request; ask for it on its page, then run .venv/bin/hf auth login"
         elif errors.RevisionNotFoundError.__name__ in kinds:
             reason = f"it has no revision {revision!r}; a commit, a branch or a tag goes behind the @"
@@ -72,9 +72,12 @@ def reached(kind: Kind, name: str, instead: str) -> Iterator[str]:
         elif constants.HF_HUB_OFFLINE:
             reason = f"HF_HUB_OFFLINE is set and it is not in the Hub's cache; fetch it once online, or {instead}"
         elif isinstance(error, ValueError) and "onfig" in str(error):  # the data set has other configurations
-            reason = f"{' '.join(str(error).split())[:300]}; choose one with --data.configuration=..."
+            reason = f"{' '.join(str(error).split())[:300]}; choose one with --data.configuration"
         else:
-            reason = f"{type(error).__name__}; check the network and HF_ENDPOINT, or {instead}"
+            reason = (
+                f"{type(error).__name__}; check the network and HF_ENDPOINT, set HF_HUB_OFFLINE=1 if it is in the Hub's cache, or "
+                f"{instead}"
+            )
         raise BadInput(f"the {kind} {name} could not be had from the Hugging Face Hub: {reason}.") from error
 
 
@@ -92,14 +95,13 @@ def model_folder(name: str, instead: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, revision = parse_id(name)
+    wanted: dict[str, Any] = {"allow_patterns": list(MODEL_FILES), "ignore_patterns": ["*/*"]}
     if is_commit(revision):
         try:
-            folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+            folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, **wanted))
             if any(folder.glob("*.safetensors")):
                 return folder
         except LocalEntryNotFoundError:
             pass
     with reached("model", name, instead) as commit:
-        return Path(
-            snapshot_download(repository, revision=commit, allow_patterns=list(MODEL_FILES), ignore_patterns=["*/*"])
-        )
+        return Path(snapshot_download(repository, revision=commit, **wanted))

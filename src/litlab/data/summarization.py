@@ -169,8 +169,8 @@ class Summarization(LightningDataModule):
                 made = tokens.tokenize(writer, name, tokenizer, [texts], limit, doing)
                 cut[name], total[name] = cut[name] + made.cut, total[name] + made.tokens
             if split != "train":
-                writer.texts("source", rows.texts[0])
-                writer.texts("target", rows.texts[1])
+                writer.texts("source", rows.texts[:1])
+                writer.texts("target", rows.texts[1:])
         examples = sum(map(len, splits.values()))
         facts = {name: {"mean": total[name] / examples, "cut": cut[name], "limit": limits[name]} for name in limits}
         return {**meta, "columns": facts}

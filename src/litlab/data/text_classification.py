@@ -24,7 +24,8 @@ class TextClassification(LightningDataModule):
     of its row in the source, from 0. Two classes: the last one is the positive one of precision, recall and F1.
 
     Batches hold `id` (batch,), `target` (batch,), `input_ids` and `attention_mask` (batch, longest) and, for pairs if the
-    model tells the texts apart, `token_type_ids` (batch, longest); all int64.
+    model tells the texts apart, `token_type_ids` (batch, longest); all int64. Those of evaluation also hold `source`, the
+    texts as a list of strings, pairs with a line break between.
 
     Args:
         source: rotten_tomatoes (inside a Python package); a .jsonl, .csv or .parquet file; a folder with train and perhaps
@@ -116,8 +117,14 @@ class TextClassification(LightningDataModule):
         return self._evaluation("test")
 
     def _evaluation(self, split: str) -> EvaluationBatches:
-        order = np.argsort(-self.splits[split].ragged("tokens").lengths, kind="stable")
-        return EvaluationBatches.for_trainer(self.trainer, self._fetch(split), order, self.evaluation_batch_size)
+        columns = self.splits[split]
+        order = np.argsort(-columns.ragged("tokens").lengths, kind="stable")
+        fetch_tokens, sources = self._fetch(split), columns.ragged("source")
+
+        def fetch(rows: np.ndarray) -> Batch:
+            return {**fetch_tokens(rows), "source": [sources.text(row) for row in rows]}
+
+        return EvaluationBatches.for_trainer(self.trainer, fetch, order, self.evaluation_batch_size)
 
     def _build(self, source: tables.Source, folder: Path) -> dict[str, Any]:
         """Fill a cache folder."""
@@ -136,6 +143,8 @@ class TextClassification(LightningDataModule):
             writer.array("target", targets[split])
             made = tokens.tokenize(writer, "tokens", self._tokenizer, rows.texts, self._limit, f"tokenizing {split}")
             cut, total = cut + made.cut, total + made.tokens
+            if split != "train":
+                writer.texts("source", rows.texts)
         mean = total / sum(map(len, splits.values()))
         facts = {"text": {"mean": mean, "cut": cut, "limit": self._limit}}
         return {**meta, "class_names": names, "columns": facts}

@@ -57,23 +57,22 @@ class Ragged:
 
 
 class Split:
-    """The columns of one split in a cache folder, mapped into memory when they are used.
+    """The columns of one split in a cache folder, mapped into memory: they stay usable if the cache is emptied meanwhile.
 
     Args:
         folder: the cache folder of the split; a file's suffix is the type of its numbers.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = {file.stem: file for file in folder.iterdir()}
+        self._arrays = {file.stem: np.memmap(file, file.suffix[1:], mode="r") for file in folder.iterdir()}
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such a column."""
-        return name in self._files
+        return name in self._arrays
 
     def array(self, name: str) -> np.ndarray:
         """A column of numbers, one per example."""
-        file = self._files[name]
-        return np.memmap(file, file.suffix[1:], mode="r")
+        return self._arrays[name]
 
     def ragged(self, name: str) -> Ragged:
         """A column of sequences."""
@@ -104,12 +103,13 @@ class SplitWriter:
                 lengths.append(of_chunk)
         self.array(f"{name}_offsets", np.cumsum(np.concatenate(lengths), dtype=np.int64))
 
-    def texts(self, name: str, texts: pyarrow.ChunkedArray) -> None:
-        """Write a column of strings as UTF-8 bytes."""
+    def texts(self, name: str, columns: list[pyarrow.ChunkedArray]) -> None:
+        """Write a column of strings as UTF-8 bytes; of several columns, the strings of a row are joined by a line break."""
 
         def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for start in range(0, len(texts), CHUNK):
-                encoded = [text.encode() for text in texts[start : start + CHUNK].to_pylist()]
+            for start in range(0, len(columns[0]), CHUNK):
+                rows = zip(*(column[start : start + CHUNK].to_pylist() for column in columns), strict=True)
+                encoded = ["\n".join(row).encode() for row in rows]
                 yield np.frombuffer(b"".join(encoded), np.uint8), np.array([len(text) for text in encoded])
 
         self.ragged(name, chunks(), "uint8")
@@ -186,7 +186,12 @@ def train_tokenizer(texts: list[pyarrow.ChunkedArray], size: int, folder: Path) 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that `train_tokenizer` saved in a folder."""
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="<pad>", eos_token="</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        pad_token="<pad>",
+        eos_token="</s>",
+        split_special_tokens=True,  # a text with "</s>" in it, as HTML has, does not end there
+    )
 
 
 @dataclass

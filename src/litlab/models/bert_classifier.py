@@ -71,21 +71,21 @@ class BertClassifier(LightningModule):
         loss = F.cross_entropy(self(batch), batch["target"], label_smoothing=self.label_smoothing)
         return loss * batch["weight"]
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Score a batch of the validation split."""
         output = self._evaluate(batch, self.val_loss, self.val_scores)
         self.log("val/loss", self.val_loss)
         self.log_dict(self.val_scores)
         return output
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Score a batch of the test split."""
         output = self._evaluate(batch, self.test_loss, self.test_scores)
         self.log("test/loss", self.test_loss)
         self.log_dict(self.test_scores)
         return output
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Predict without scoring."""
         return self._outputs(batch, self(batch))
 
@@ -93,18 +93,15 @@ class BertClassifier(LightningModule):
         """AdamW with warm-up and decay, stepped with every batch."""
         return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
 
-    def _evaluate(
-        self, batch: dict[str, Any], mean_loss: MeanMetric, scores: ClassificationScores
-    ) -> dict[str, Tensor]:
+    def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: ClassificationScores) -> dict[str, Any]:
         logits = self(batch)  # (batch, classes)
         mean_loss.update(F.cross_entropy(logits, batch["target"], reduction="none"))
         scores.update(logits, batch["target"])
         return self._outputs(batch, logits)
 
-    def _outputs(self, batch: dict[str, Any], logits: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, batch: dict[str, Any], logits: Tensor) -> dict[str, Any]:
         return {
-            "id": batch["id"],
-            "target": batch["target"],
+            **{name: batch[name] for name in ("id", "source", "target") if name in batch},
             "prediction": logits.argmax(dim=1),
             "probabilities": logits.float().softmax(dim=1),
         }

@@ -1,0 +1,242 @@
+import csv
+import random
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from transformers import BartConfig, BartForConditionalGeneration
+
+from litlab.data.summarization import Summarization
+from litlab.errors import BadInput
+from litlab.models.t5_summarizer import T5Summarizer
+
+WORDS = ("the", "plot", "of", "a", "good", "film", "was", "dull", "and", "its", "actor", "poor")
+SIZE = {"d_model": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of 1 to 30 words with summaries of 1 to 12, in a training, a validation and a test file."""
+    folder, source = tmp_path_factory.mktemp("texts"), random.Random(0)
+    for split, size in (("train", 12), ("validation", 9), ("test", 5)):
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            rows = [[" ".join(source.choices(WORDS, k=source.randint(1, k))) for k in (30, 12)] for _ in range(size)]
+            csv.writer(file).writerows([["text", "summary"], *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_bart(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another encoder-decoder, with the tokenizer of the T5; its decoder begins with </s>, token 1."""
+    folder = tmp_path_factory.mktemp("tiny_bart")
+    for file in tiny_t5.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 1}
+    config = BartConfig(vocab_size=400, d_model=16, max_position_embeddings=64, **layers, **heads, **special)
+    config.forced_eos_token_id = None
+    torch.manual_seed(0)
+    BartForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["pretrained T5", "new T5", "pretrained BART"])
+def made(
+    request: pytest.FixtureRequest, folder: Path, tiny_t5: Path, tiny_bart: Path
+) -> tuple[T5Summarizer, Summarization]:
+    """A model and its data, with batches of 4 examples."""
+    pretrained = {"pretrained T5": str(tiny_t5), "pretrained BART": str(tiny_bart), "new T5": None}[request.param]
+    return build(folder, pretrained, max_new_tokens=6)
+
+
+def build(folder: Path, pretrained: Path | str | None, **settings: Any) -> tuple[T5Summarizer, Summarization]:
+    name = str(pretrained) if pretrained else None
+    data = Summarization(
+        str(folder), tokenizer=name, tokenizer_size=300, max_length=40, batch_size=12, evaluation_batch_size=4
+    )
+    torch.manual_seed(0)
+    model = T5Summarizer(name, vocab_size=data.vocab_size, **SIZE, **settings)
+    model.configure_model()
+    return model.eval(), data
+
+
+def trainer(**settings: Any) -> Trainer:
+    off = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"), False
+    )
+    return Trainer(accelerator="cpu", devices=1, **{**off, **settings})
+
+
+def loader(data: Summarization, split: str = "validation") -> list[dict[str, Any]]:
+    data.setup()
+    return list({"validation": data.val_dataloader, "train": data.train_dataloader}[split]())
+
+
+def log_likelihoods(model: T5Summarizer, batch: dict[str, Any]) -> list[float]:
+    """Of each token of each summary, one example at a time and without padding."""
+    start, found = model.network.config.decoder_start_token_id, []
+    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        labels = labels[labels >= 0]
+        inputs = torch.cat([torch.tensor([start]), labels[:-1]])
+        with torch.no_grad():
+            logits = model.network(input_ids=ids[mask.bool()][None], decoder_input_ids=inputs[None]).logits[0]
+        found += F.log_softmax(logits, dim=-1)[torch.arange(len(labels)), labels].tolist()
+    return found
+
+
+def test_the_validation_loss_is_the_mean_over_all_tokens(made: tuple[T5Summarizer, Summarization]) -> None:
+    model, data = made
+    values = [value for batch in loader(data) for value in log_likelihoods(model, batch)]
+    (scores,) = trainer().validate(model, data, verbose=False)
+    assert scores["val/loss"] == pytest.approx(-sum(values) / len(values), abs=1e-5)
+
+
+def test_greedy_summaries_are_the_most_likely_tokens_one_after_the_other(
+    made: tuple[T5Summarizer, Summarization],
+) -> None:
+    model, data = made
+    config = model.network.config
+    for batch in loader(data):
+        tokens = torch.full((len(batch["id"]), 1), config.decoder_start_token_id)
+        ended = torch.zeros(len(tokens), dtype=torch.bool)
+        for _ in range(6):
+            inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+            with torch.no_grad():
+                best = model.network(**inputs, decoder_input_ids=tokens).logits[:, -1].argmax(-1)
+            tokens = torch.cat([tokens, torch.where(ended, config.pad_token_id, best)[:, None]], dim=1)
+            ended |= best == config.eos_token_id
+        made_by_model = model.generate(batch)
+        assert torch.equal(made_by_model, tokens[:, 1 : 1 + made_by_model.shape[1]])
+        assert model.predict_step(batch, 0)["text"] == batch["decode"](tokens[:, 1:])
+
+
+def test_beam_search_has_the_settings_of_the_model(folder: Path, tiny_t5: Path) -> None:
+    settings = {"max_new_tokens": 12, "num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0}
+    model, data = build(folder, tiny_t5, **settings)
+    greedy, _ = build(folder, tiny_t5, max_new_tokens=12)
+    differs = False
+    for batch in loader(data):
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        direct = model.network.generate(**inputs, do_sample=False, **settings)[:, 1:]
+        found = model.generate(batch)
+        assert torch.equal(found, direct)
+        for row in found.tolist():
+            bigrams = [pair for pair in pairwise(row) if 0 not in pair]
+            assert len(set(bigrams)) == len(bigrams)
+        differs |= greedy.generate(batch).tolist() != found.tolist()
+    assert differs
+
+
+def test_the_steps_return_the_step_contract(made: tuple[T5Summarizer, Summarization]) -> None:
+    model, data = made
+    for batch in loader(data):
+        output = model.predict_step(batch, 0)
+        assert set(output) == {"id", "source", "target", "text"}
+        assert {len(value) for value in output.values()} == {len(batch["id"])}
+        assert output["target"] == batch["target"] and torch.equal(output["id"], batch["id"])
+
+
+def test_summaries_that_reach_the_limit_are_counted_and_reported_outside_training(
+    folder: Path, tiny_t5: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = build(folder, tiny_t5, max_new_tokens=2)
+    fit = trainer(max_steps=1)
+    fit.fit(model.train(), data)
+    assert float(fit.callback_metrics["val/capped"]) == 1 and "attention" not in capsys.readouterr().err
+    (scores,) = trainer().validate(model, data, verbose=False)
+    assert scores["val/capped"] == 1 and scores["val/generated_tokens"] == 2
+    warning = "attention: 100% of the summaries reached 2 tokens and were cut there; raise model.max_new_tokens\n"
+    assert capsys.readouterr().err.endswith(warning)
+    (scores,) = trainer().test(model, data, verbose=False)
+    assert scores["test/capped"] == 1 and capsys.readouterr().err.endswith(warning)
+
+
+@pytest.mark.parametrize(("cut", "warned"), [(0, False), (1, True)])
+def test_summaries_that_end_by_themselves_are_not_reported(
+    folder: Path,
+    tiny_t5: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cut: int,
+    warned: bool,
+) -> None:
+    """Of 9 summaries, some end at once, some with the last token allowed, and `cut` not at all."""
+    model, data = build(folder, tiny_t5, max_new_tokens=3)
+    rows = [[1, 0, 0], [7, 8, 1]] * 4 + [[7, 8, 9] if cut else [7, 1, 0]]
+    monkeypatch.setattr(model, "generate", lambda batch: torch.tensor([rows.pop(0) for _ in batch["id"]]))
+    (scores,) = trainer().validate(model, data, verbose=False)
+    assert scores["val/capped"] == pytest.approx(cut / 9)
+    assert scores["val/generated_tokens"] == pytest.approx((4 * 1 + 4 * 3 + (3 if cut else 2)) / 9)
+    assert ("attention" in capsys.readouterr().err) == warned
+
+
+def test_lead_1_comes_with_the_final_scores_only(folder: Path, tiny_t5: Path) -> None:
+    model, data = build(folder, tiny_t5, max_new_tokens=2)
+    fit = trainer(max_steps=1)
+    fit.fit(model.train(), data)
+    assert not [name for name in fit.callback_metrics if "lead1" in name] and "val/rougeLsum" in fit.callback_metrics
+    (scores,) = trainer().validate(model, data, verbose=False)
+    assert {f"val/lead1_rouge{kind}" for kind in ("1", "2", "L", "Lsum")} < set(scores)
+
+
+@pytest.mark.parametrize("slices", [2, 5])
+def test_uneven_micro_batches_add_up_to_the_whole_batch(made: tuple[T5Summarizer, Summarization], slices: int) -> None:
+    """The mean over tokens, not over examples: 12 examples in 5 parts, of different numbers of tokens."""
+    model, data = made
+
+    def gradients(accumulate: int) -> tuple[float, list[torch.Tensor]]:
+        data.trainer = trainer(accumulate_grad_batches=accumulate)
+        batches = loader(data, "train")
+        assert len(batches) == accumulate and (accumulate == 1 or len({batch["size"] for batch in batches}) > 1)
+        model.zero_grad()
+        losses = [model.training_step(batch, 0) / accumulate for batch in batches]
+        sum(losses).backward()
+        return float(sum(losses).detach()), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    (whole, expected), (parts, found) = gradients(1), gradients(slices)
+    assert parts == pytest.approx(whole, abs=1e-5)
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_new_t5_is_made_as_it_is_described() -> None:
+    model = T5Summarizer(None, d_model=24, d_ff=40, num_layers=2, num_heads=3, dropout=0.2, vocab_size=50)
+    model.configure_model()
+    network = model.network
+    assert network.shared.weight.shape == (50, 24)
+    assert len(network.encoder.block) == len(network.decoder.block) == 2
+    attention = network.decoder.block[0].layer[0].SelfAttention
+    assert attention.n_heads == 3 and attention.q.weight.shape == (24, 24)
+    assert network.encoder.block[0].layer[1].DenseReluDense.wo.weight.shape == (24, 40)
+    assert network.training and {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)} == {0.2}
+    model.configure_model()
+    assert model.network is network
+
+
+def test_a_width_that_the_heads_cannot_share_is_one_sentence() -> None:
+    with pytest.raises(BadInput, match=r"^model.d_model is 30, which 4 heads \(model.num_heads\) cannot share\.$"):
+        T5Summarizer(None, d_model=30, num_heads=4)
+
+
+def test_a_few_summaries_are_learnt_by_heart(tiny_t5: Path, tmp_path: Path) -> None:
+    """From text to text: the tokens, the loss, the generation and the scores fit together."""
+    rows = [["red tree", "a river and a cat"], ["green house", "the dog"], ["one cat", "two"], ["blue", "nine or ten"]]
+    for split in ("train", "validation", "test"):
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["text", "summary"], *rows])
+    data = Summarization(str(tmp_path), tokenizer=str(tiny_t5), batch_size=4)
+    torch.manual_seed(0)
+    size = {**SIZE, "d_model": 32, "d_ff": 64, "dropout": 0.0, "vocab_size": data.vocab_size}
+    model = T5Summarizer(None, **size, learning_rate=1e-2, max_new_tokens=20)
+    trainer(max_steps=150, max_epochs=-1, limit_val_batches=0).fit(model, data)
+    (scores,) = trainer().validate(model, data, verbose=False)
+    assert scores["val/rougeLsum"] == scores["val/rouge1"] == 1 and scores["val/capped"] == 0
+    outputs = [model.predict_step(batch, 0) for batch in data.val_dataloader()]
+    assert [output["text"] for output in outputs] == [output["target"] for output in outputs]
