@@ -37,7 +37,7 @@ def reports(project: Path) -> Path:
     chance = random.Random(0)
     folder = project / "reports"
     folder.mkdir()
-    words = "red green blue cat dog house tree river film plot".split()
+    words = ["red", "green", "blue", "cat", "dog", "house", "tree", "river", "film", "plot"]
     for split, size in (("train", 150), ("validation", 30), ("test", 20)):
         with (folder / f"{split}.jsonl").open("w") as file:
             for _ in range(size):
