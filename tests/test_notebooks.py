@@ -50,6 +50,40 @@ def test_the_notebook_reads_a_run(litlab: Command, project: Path, kernel: None) 
     assert "no mistakes" in without_mistakes.outputs[0].text and not figures(without_mistakes)
 
 
+@pytest.mark.parametrize("experiment", ["bert_cls", "t5_sum"])
+def test_the_notebook_shows_the_texts_of_a_run(
+    experiment: str, litlab: Command, project: Path, kernel: None, tiny_bert: Path
+) -> None:
+    texts = [
+        f"the {color} {animal} in house {number}"
+        for color in ("red", "blue")
+        for animal in ("cat", "dog")
+        for number in range(20)
+    ]
+    lines = [f"{text},{'ab'['red' in text]},{text[:8]}" for text in texts]
+    (project / "texts.csv").write_text("\n".join(["text,label,summary", *lines]) + "\n")
+    model = {
+        "bert_cls": (f"--model.pretrained={tiny_bert}", "--data.max_length=null", "--model.learning_rate=1e-9"),
+        "t5_sum": ("--model.d_model=32", "--model.d_ff=64", "--model.num_layers=1", "--model.num_heads=2"),
+    }
+    options = (
+        "--data.source=texts.csv",
+        "--trainer.max_epochs=1",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.logger=false",
+    )
+    trained = litlab("fit", "-c", f"configs/experiment/{experiment}.yaml", *options, *model[experiment])
+    assert trained.returncode == 0, trained.stderr
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(project)}}
+    NotebookClient(notebook, kernel_name="python3", timeout=60, resources=resources).execute()
+    cells = {cell.id: cell for cell in notebook.cells}
+    assert figures(cells["curves"]) == 1
+    shown = "".join(output.get("data", {}).get("text/plain", "") for output in cells["mistakes"].outputs)
+    assert any(text in shown for text in texts)
+
+
 def test_committed_notebooks_hold_no_outputs() -> None:
     for path in (PROJECT / "notebooks").glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)

@@ -111,7 +111,8 @@ def test_two_processes_weigh_tokens_like_one(litlab, project: Path, reports: Pat
     [
         ("review,stars\ngood,1\n ,5\nbad,1\n", "reviews.csv, row 2: column 'review' is empty"),
         ("review,rating\ngood,1\n", "reviews.csv has no column 'stars': it has 'review', 'rating'; name yours with --data.label="),
-        ("", "reviews.csv has no column 'review': it has none"),
+        ("", "reviews.csv is empty"),
+        ("review;stars\ngood;1\n", "columns must be separated by commas"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_is_one_sentence(

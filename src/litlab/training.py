@@ -1,6 +1,7 @@
 """A training and an evaluation from beginning to end, and what each leaves in the run directory."""
 
 import hashlib
+import math
 import shlex
 import sys
 import time
@@ -145,7 +146,8 @@ def evaluate(cli: LitlabCLI, split: str, checkpoint: Path) -> dict[str, float]:
         connector.log_eval_end_metrics = log
     scores = {name: float(value) for result in results for name, value in result.items()}
     if trainer.is_global_zero:
-        content = {"scores": scores, "examples": cli.results.count, "checkpoint": checkpoint.stem, "at": now()}
+        numbers = {name: None if math.isnan(value) else value for name, value in scores.items()}  # JSON has no NaN
+        content = {"scores": numbers, "examples": cli.results.count, "checkpoint": checkpoint.stem, "at": now()}
         cli.run.write_evaluation(split, content)
     return scores
 
@@ -198,8 +200,9 @@ def recorded(cli: LitlabCLI) -> Iterator[None]:
     finally:
         if cli.trainer.is_global_zero:
             fingerprint = getattr(cli.datamodule, "fingerprint", None)
+            class_names = getattr(cli.datamodule, "class_names", None)  # in the order of the numbers in predictions
             with suppress(OSError):  # a full or vanished disk has been reported by what was to be written before
-                cli.run.update_record(status=status, ended=now(), data_fingerprint=fingerprint)
+                cli.run.update_record(status=status, ended=now(), data_fingerprint=fingerprint, class_names=class_names)
             finish_wandb(exit_code)
             cli.run.release()
             if status != "finished":

@@ -148,20 +148,18 @@ def _download(package: Package, folder: Path, wheel: Path) -> None:
 Item = TypeVar("Item")
 
 
-def progress(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterator[Item]:
+def progress(items: Iterable[Item], doing: str, unit: str) -> Iterator[Item]:
     """Go through `items` behind a progress bar that shows after two seconds; a line every ten where no terminal is.
 
     Args:
         items: what to go through.
         doing: what the bar says.
         unit: what an item is.
-        total: number of items, if they cannot tell it themselves.
     """
     interval = 0.2 if sys.stderr.isatty() else 10
     yield from tqdm(
         items,
         doing,
-        total,
         leave=False,
         delay=2,
         mininterval=interval,

@@ -180,7 +180,9 @@ def docstrings_in(code: bytes, module: str) -> list[tuple[str, str]]:
     """The dotted name and docstring of a module and of each class, method and function in it, in the file's order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-        return list(_walk(module, ast.parse(code, feature_version=(3, 11))))  # the same on every Python we support
+        return list(
+            _walk(module, ast.parse(code, feature_version=(3, 11)))
+        )  # as nearly as possible the same on every Python
 
 
 def _walk(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import torch
 from lightning.pytorch import LightningDataModule
 from pydantic import NonNegativeInt, PositiveInt
@@ -15,6 +16,7 @@ from litlab import pretrained
 from litlab.data import tables, tokens
 from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, by_length
 from litlab.data.tables import SplitChoice
+from litlab.errors import BadInput
 
 IGNORED = -100  # the target that transformers' losses leave out
 
@@ -40,7 +42,7 @@ class Summarization(LightningDataModule):
         tokenizer: the model whose tokenizer to use; follows model.pretrained; null: train one on the training split.
         tokenizer_size: most tokens that a trained tokenizer knows.
         prefix: put before every text, as in "summarize: ", which T5 was trained with.
-        max_length: most tokens of a text, with prefix and end; longer ones are cut.
+        max_length: most tokens of a text, with prefix and end; longer ones are cut; null: what the model takes, at most 512.
         max_summary_length: most tokens of a summary, with its end; longer ones are cut, in training and for the loss only.
         batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
         evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.
@@ -112,6 +114,22 @@ class Summarization(LightningDataModule):
         """Open the cache."""
         self.prepare_data()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must find again: the tokenizer."""
+        return {"tokenizer": tokens.fingerprint(self._tokenizer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with a checkpoint's.
+
+        Raises:
+            BadInput: if the tokenizer is another one: scores would be those of noise.
+        """
+        if state_dict["tokenizer"] != tokens.fingerprint(self._tokenizer):
+            raise BadInput(
+                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: a tokenizer that is trained on the "
+                "data changes with them; evaluate with the data of the run."
+            )
+
     def train_dataloader(self) -> TrainingBatches:
         """Training batches of texts of similar length, in random order; their size is counted in tokens of the summaries."""
         columns = self.splits["train"]
@@ -163,7 +181,8 @@ class Summarization(LightningDataModule):
             writer.array("id", rows.ids)
             inputs = rows.texts[0]
             if self.prefix:
-                inputs = pyarrow.chunked_array([[self.prefix + text for text in inputs.to_pylist()]], pyarrow.string())
+                prefix = pyarrow.scalar(self.prefix, inputs.type)
+                inputs = pyarrow.compute.binary_join_element_wise(prefix, inputs, pyarrow.scalar("", inputs.type))
             for (name, limit), texts in zip(limits.items(), (inputs, rows.texts[1]), strict=True):
                 doing = f"tokenizing {split}, {name}"
                 made = tokens.tokenize(writer, name, tokenizer, [texts], limit, doing)

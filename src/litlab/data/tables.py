@@ -171,7 +171,7 @@ def read(table: Table, texts: dict[str, str], label: tuple[str, str] | None = No
         )
     if dropped:
         print(f"{table.place}: {dropped} of {number} rows have no text and are left out", file=sys.stderr)
-    chunked = [pyarrow.chunked_array(parts, pyarrow.string()) for parts in arrays]
+    chunked = [pyarrow.chunked_array(parts, pyarrow.large_string()) for parts in arrays]
     return Rows(table.place, np.array(numbers), chunked, labels, table.class_names.get(columns[-1]))
 
 
@@ -192,7 +192,7 @@ def problem_of(column: str, text: Any) -> str | None:
 
 def _flush(pending: list[list[str]], arrays: list[list[pyarrow.Array]]) -> None:
     for values, parts in zip(pending, arrays, strict=True):
-        parts.append(pyarrow.array(values, pyarrow.string()))
+        parts.append(pyarrow.array(values, pyarrow.large_string()))
         values.clear()
 
 
@@ -209,29 +209,30 @@ def hold_out(texts: Sequence[pyarrow.ChunkedArray], strata: Sequence[Any], share
     Returns:
         The numbers of the rows of each part, then those of the rest.
     """
-    groups: dict[str, list[int]] = {}
-    for row, words in enumerate(normalized(texts)):
-        groups.setdefault(words, []).append(row)
-    by_stratum: dict[Any, list[str]] = {}
-    for words, rows in groups.items():
+    groups: dict[bytes, list[int]] = {}
+    for row, digest in enumerate(hashes(texts)):
+        groups.setdefault(digest, []).append(row)
+    by_stratum: dict[Any, list[bytes]] = {}
+    for digest, rows in groups.items():
         # equal texts can differ in class: which of them comes first must not matter
         stratum = min((strata[row] for row in rows), key=repr) if len(strata) else None
-        by_stratum.setdefault(stratum, []).append(words)
+        by_stratum.setdefault(stratum, []).append(digest)
     parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
     for members in by_stratum.values():
-        members.sort(key=lambda words: hashlib.blake2b(words.encode(), digest_size=8).digest())
+        members.sort()
         bounds = np.round(np.cumsum([0, *shares]) * len(members)).astype(int).tolist()
         for part, (start, end) in enumerate(zip(bounds, [*bounds[1:], len(members)], strict=True)):
-            for words in members[start:end]:
-                parts[part] += groups[words]
+            for digest in members[start:end]:
+                parts[part] += groups[digest]
     return [np.array(sorted(part), int) for part in parts]
 
 
-def normalized(texts: Sequence[pyarrow.ChunkedArray]) -> Iterator[str]:
-    """Each row's text as it is compared with others: one case, single spaces."""
+def hashes(texts: Sequence[pyarrow.ChunkedArray]) -> Iterator[bytes]:
+    """Eight bytes that stand for each row's text in one case and with single spaces; far smaller than the texts."""
     for chunks in zip(*(column.chunks for column in texts), strict=True):
         for row in zip(*(chunk.to_pylist() for chunk in chunks), strict=True):
-            yield "\0".join(" ".join(text.casefold().split()) for text in row)
+            plain = "\0".join(" ".join(text.casefold().split()) for text in row)
+            yield hashlib.blake2b(plain.encode(), digest_size=8).digest()
 
 
 def read_splits(
@@ -274,8 +275,8 @@ def read_splits(
     train = read_split(known["train"])
     overlap = 0
     if rows:
-        elsewhere = {text for others in rows.values() for text in normalized(others.texts[:compared])}
-        overlap = sum(text in elsewhere for text in normalized(train.texts[:compared]))
+        elsewhere = {digest for others in rows.values() for digest in hashes(others.texts[:compared])}
+        overlap = sum(digest in elsewhere for digest in hashes(train.texts[:compared]))
     if shares:
         *held_out, rest = hold_out(train.texts[:compared], train.labels, list(shares.values()))
         for split, part in zip(shares, held_out, strict=True):
@@ -409,6 +410,10 @@ def _csv(path: Path) -> Reader:
         number = 0
         try:
             header = next(reader, [])
+            if not header:
+                raise BadInput(f"{path} is empty: a first line with the names of the columns is right.")
+            if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+                raise BadInput(f"{path}: its first line is {header[0]!r:.80}; columns must be separated by commas.")
             _no_twins(path, header)
             _need(columns, header)
             places = [header.index(column) for column in columns]

@@ -1,6 +1,7 @@
 """Texts, or pairs of texts, and their classes."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class TextClassification(LightningDataModule):
         validation: a split's name, or the fraction of train to hold out, stratified; null: validation if there is one, else 0.1.
         test: the same for the test split; null: test if there is one, else 0.1.
         tokenizer: the model whose tokenizer to use; follows model.pretrained.
-        max_length: most tokens of an example, special ones included; longer ones are cut; null: what the model takes.
+        max_length: most tokens of an example, special ones included; longer ones are cut; null: what the model takes, at most 512.
         batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
         evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.
         seed: fixes the order of the training examples; follows seed_everything.
@@ -101,6 +102,26 @@ class TextClassification(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the cache."""
         self.prepare_data()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must find again: which class has which number, and the tokenizer."""
+        return {"class_names": self.class_names, "tokenizer": tokens.fingerprint(self._tokenizer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with a checkpoint's.
+
+        Raises:
+            BadInput: if classes or tokenizer are others: scores would be those of noise.
+        """
+        if state_dict["class_names"] != self.class_names:
+            raise BadInput(
+                f"the checkpoint tells {', '.join(state_dict['class_names'])} apart, data.source={self.source} has "
+                f"{', '.join(self.class_names)}: evaluate with the classes of the run."
+            )
+        if state_dict["tokenizer"] != tokens.fingerprint(self._tokenizer):
+            raise BadInput(
+                f"the checkpoint was trained with another tokenizer than that of {self.tokenizer} now: use the run's model.pretrained."
+            )
 
     def train_dataloader(self) -> TrainingBatches:
         """Training batches of texts of similar length, in random order."""
@@ -181,17 +202,24 @@ def checked(rows: Rows, column: str) -> Rows:
     Raises:
         BadInput: if a label is missing or of another type than others, or if nearly all are different.
     """
+    if rows.class_names:
+        known = np.array([label not in (None, -1) for label in rows.labels])
+        if (
+            known.any() and not known.all()
+        ):  # as in SNLI, where annotators disagreed; a split without any is refused later
+            print(f"{rows.place}: {(~known).sum()} of {len(rows)} rows have no label and are left out", file=sys.stderr)
+            rows = rows.take(known.nonzero()[0])
     for row, label in zip(rows.ids, rows.labels, strict=True):
         where = f"{rows.place}, row {row + 1}: column {column!r}"
         if (label is None or isinstance(label, str)) and (problem := tables.problem_of(column, label)):
             raise BadInput(f"{rows.place}, row {row + 1}: {problem}.")
         if isinstance(label, bool) or not isinstance(label, str | int):
-            raise BadInput(f"{where} has the label {label!r:.50}; strings or integers are right.")
+            raise BadInput(f"{where} has the label {label!r:.50}; strings or integers are right, as in 1 and not 1.0.")
         if isinstance(label, str) != isinstance(rows.labels[0], str):
             raise BadInput(
                 f"{where} has the label {label!r}, row {rows.ids[0] + 1} has {rows.labels[0]!r}: use strings or integers, not both."
             )
-    if (classes := len(set(rows.labels))) > max(20, len(rows) / 2):  # a few rows may well be all different
+    if (classes := len(set(rows.labels))) > max(20, 0.8 * len(rows)):  # of a few rows all may well be different
         raise BadInput(
             f"{rows.place}: column {column!r} has {classes:,} different labels in {len(rows):,} rows, but classes repeat: is it another "
             "column? name it with --data.label=..."
@@ -227,7 +255,7 @@ def encode(splits: dict[str, Rows], column: str) -> tuple[list[str], dict[str, n
     numbers = {label: number for number, label in enumerate(order)}
     for rows in splits.values():
         for row, label in zip(rows.ids, rows.labels, strict=True):
-            if label not in known:
+            if label not in known or label not in numbers:
                 shown = ", ".join(map(repr, sorted(known, key=str)[:8]))
                 raise BadInput(
                     f"{rows.place}, row {row + 1}: the label {label!r} is not in the training split, which has {shown}; correct it, "

@@ -150,7 +150,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Changes when the tokenizer gives other tokens."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation(), backend.no_padding()  # what its last use has left
-    rules = [backend.to_str(), tokenizer.truncation_side, tokenizer.model_input_names]
+    rules = [backend.to_str(), tokenizer.truncation_side, tokenizer.model_input_names, tokenizer.split_special_tokens]
     return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
 
 

@@ -5,7 +5,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import AUROC, Accuracy, F1Score, Metric, MetricCollection, Precision, Recall
+from torchmetrics import Accuracy, F1Score, Metric, MetricCollection, Precision, Recall
+from torchmetrics.classification import BinaryAUROC, MulticlassAUROC
+from torchmetrics.utilities import dim_zero_cat
+
+
+class BinaryRocAuc(BinaryAUROC):
+    """The area under the ROC curve; NaN, where torchmetrics says 0, if a split has one class only."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """The area, a number."""
+        target = dim_zero_cat(self.target)
+        return super().compute() if 0 < target.sum() < len(target) else torch.tensor(torch.nan)
+
+
+class RocAuc(MulticlassAUROC):
+    """The mean of each class's area against the rest; a class that the split lacks, which torchmetrics counts as 0, is left out."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """The mean area, a number."""
+        counts = torch.bincount(dim_zero_cat(self.target), minlength=self.num_classes)
+        return super().compute()[(counts > 0) & (counts < counts.sum())].mean()
 
 
 class ClassificationScores(MetricCollection):
@@ -32,7 +52,7 @@ class ClassificationScores(MetricCollection):
                 "f1": F1Score(**kind),
                 "precision": Precision(**kind),
                 "recall": Recall(**kind),
-                "roc_auc": AUROC(**kind),
+                "roc_auc": BinaryRocAuc() if self.binary else RocAuc(num_classes, average="none"),
             },
             prefix=prefix,
         )

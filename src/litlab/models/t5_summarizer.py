@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -78,6 +79,10 @@ class T5Summarizer(LightningModule):
             "num_beams": num_beams,
             "no_repeat_ngram_size": no_repeat_ngram_size,
             "do_sample": False,
+            # a pretrained model's own settings do not apply unseen
+            "min_length": 0,
+            "early_stopping": False,
+            "repetition_penalty": 1.0,
             "forced_eos_token_id": None,  # BART's would hide that a summary was cut
         } | ({"length_penalty": length_penalty} if num_beams > 1 else {})
         self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
@@ -160,7 +165,10 @@ class T5Summarizer(LightningModule):
         tokens = self.generate(batch)
         output = self._outputs(batch, tokens)
         lengths = (tokens != self.network.config.pad_token_id).sum(dim=1)
-        capped = (tokens != self.network.config.eos_token_id).all(dim=1)
+        ends = torch.as_tensor(
+            self.network.generation_config.eos_token_id, device=tokens.device
+        )  # one token or several
+        capped = ~torch.isin(tokens, ends).any(dim=1)
         training = self.trainer.state.fn == "fit"  # lead-1 does not change: once, with the final scores, is enough
         scores.update(output["text"], batch["target"], lengths, capped, None if training else batch["source"])
         return output
