@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -240,12 +241,22 @@ def test_fast_dev_run_logs_nothing_and_ends_well(inside: Path, quiet: None) -> N
 
 def test_an_interrupted_training_is_marked_and_ends_with_status_75(project: Path) -> None:
     command = [sys.executable, "-m", "litlab", *FIT, "--trainer.max_epochs=10000", "--trainer.logger=false"]
-    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout
-    while not process.stdout.readline().startswith("epoch"):
-        assert process.poll() is None
-    process.send_signal(2)
-    _, errors = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored, if the tests run in the background
+    )
+    try:
+        assert process.stdout
+        while not process.stdout.readline().startswith("epoch"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 75, errors
     assert "(interrupted)" in errors and "Traceback" not in errors
     assert newest(project).record()["status"] == "interrupted" and not newest(project).is_alive()

@@ -409,7 +409,7 @@ def test_a_data_set_that_the_hub_does_not_give_says_why(lab: Lab, source: str, c
     assert message.startswith(f"the dataset {source}") and "could not be had from the Hugging Face Hub: " in message
     assert reason in message
     if "onfig" in reason:
-        assert "; choose one with --data.configuration=" in message
+        assert "; choose one with --data.configuration." in message
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,12 @@ def test_one_command_leads_from_a_csv_to_a_classifier(litlab, project: Path, rev
     lines = reviews.read_text().splitlines()[1:]
     for row in table.to_pylist():  # the id is the row of the file
         assert ("1", "5")[row["target"]] == lines[row["id"]].split(",")[-1]
-    assert run.record()["data_fingerprint"]
+    assert run.record()["data_fingerprint"] and run.record()["class_names"] == ["1", "5"]
+    (project / "others.csv").write_text(reviews.read_text().replace(",1\n", ",7\n"))
+    refused = litlab("eval", "latest", "--data.source=others.csv")
+    assert (
+        refused.returncode == 2 and "the checkpoint tells 1, 5 apart, data.source=others.csv has 5, 7" in refused.stderr
+    )
 
 
 def test_t5_learns_from_a_folder_and_shows_what_it_writes(litlab, project: Path, reports: Path) -> None:
@@ -88,6 +93,11 @@ def test_t5_learns_from_a_folder_and_shows_what_it_writes(litlab, project: Path,
         again.returncode == 0 and "training a tokenizer" in done.stderr and "training a tokenizer" not in again.stderr
     )
     assert json.loads((newest(project).path / "eval.json").read_text())["val"]["scores"] == scores
+    for split in ("train", "validation", "test"):
+        file = reports / f"{split}.jsonl"
+        file.write_text(file.read_text().replace("green", "violet"))
+    refused = litlab("eval", "latest")
+    assert refused.returncode == 2 and "was trained with another tokenizer" in refused.stderr
 
 
 def test_two_processes_weigh_tokens_like_one(litlab, project: Path, reports: Path) -> None:

@@ -187,7 +187,7 @@ def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
     body = [key for key in new if key.startswith(inside) and ".pooler." not in key]
     if body:
         raise BadInput(
-            f"the weights in {folder} lack {len(body)} tensors of the model that its config.json describes, {body[0]} among them."
+            f"the weights in {folder} lack {body[0]} ({len(body)} tensors in all) of the model that its config.json describes."
         )
     if new:
         print(f"new weights in {type(model).__name__}: {', '.join(new)}", file=sys.stderr)

@@ -285,7 +285,7 @@ BAD = {
         {"train.csv": GOOD, "test.csv": b"text,class\na,b\n"},
         r"test\.csv has no column 'label': it has 'text', 'class'; name yours with --data\.label=\.\.\.",
     ),
-    "an empty csv": ({"a.csv": b""}, r"a\.csv has no column 'text': it has none; name yours"),
+    "an empty csv": ({"a.csv": b""}, r"a\.csv is empty: a first line with the names of the columns is right"),
     "an empty jsonl": ({"a.jsonl": b""}, r"a\.jsonl has no rows: nothing to learn from"),
     "an empty parquet": ({"a.parquet": b""}, r"a\.parquet is no valid parquet file \(.*0 bytes\): write or download"),
     "only a header": ({"a.csv": b"text,label\r\n"}, r"a\.csv has no rows: nothing to learn from"),

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from litlab.data import tables
 from litlab.data.catalog import cache_folder
-from litlab.data.text_classification import TextClassification
+from litlab.data.text_classification import TextClassification, checked, encode
 from litlab.errors import BadInput
 
 VOCABULARY = "the a film movie plot story actor good great fine bad poor dull not very too zebra cat's tree red 12"
@@ -325,3 +325,13 @@ def test_a_damaged_model_folder_is_one_sentence(damage, expected, file: Path, ti
 def test_no_such_model_is_one_sentence(file: Path, tmp_path: Path) -> None:
     expected = r"no model '.*nowhere': there is no such folder; model\.pretrained takes a name of the catalog"
     assert re.search(expected, complaint(file, tmp_path / "nowhere"))
+
+
+def test_rows_of_the_hub_without_a_label_are_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tables.Rows("nli, split train", np.arange(4), [], [0, -1, 1, None], ["no", "yes"])
+    kept = checked(rows, "label")
+    assert kept.labels == [0, 1] and kept.ids.tolist() == [0, 2]
+    assert "nli, split train: 2 of 4 rows have no label and are left out" in capsys.readouterr().err
+    hidden = tables.Rows("nli, split test", np.arange(2), [], [-1, -1], ["no", "yes"])
+    with pytest.raises(BadInput, match=r"^nli, split test, row 1: the label -1 is not in the training split"):
+        encode({"train": kept, "test": checked(hidden, "label")}, "label")

@@ -246,3 +246,12 @@ def test_sentences_end_at_line_breaks_and_before_capitals(text: str, sentences: 
 def test_splitting_into_sentences_loses_nothing_but_white_space(text: str) -> None:
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
     assert split_sentences(text)
+
+
+def test_a_class_that_the_split_lacks_does_not_lower_the_area_under_the_curve() -> None:
+    scores = ClassificationScores(3, "")
+    scores.update(torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]]), torch.tensor([0, 1]))
+    assert scores.compute()["roc_auc"] == 1.0
+    one_class = ClassificationScores(2, "")
+    one_class.update(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([1, 1]))
+    assert one_class.compute()["roc_auc"].isnan()

@@ -62,7 +62,6 @@ def reached(kind: Kind, name: str, instead: str) -> Iterator[str]:
         causes: list[BaseException] = [error]
         while cause := causes[-1].__cause__ or causes[-1].__context__:
             causes.append(cause)
-        detail = f", {lines[0][:120]}" if (lines := str(error).strip().splitlines()) else ""
         kinds = {parent.__name__ for cause in causes for parent in type(cause).__mro__}
         if errors.GatedRepoError.__name__ in kinds or "is a gated dataset" in str(error):
             reason = "its owner grants access by request; ask for it on its page, then run .venv/bin/hf auth login"
@@ -75,6 +74,9 @@ def reached(kind: Kind, name: str, instead: str) -> Iterator[str]:
         elif isinstance(error, ValueError) and "onfig" in str(error):  # the data set has other configurations
             reason = f"{' '.join(str(error).split())[:300]}; choose one with --data.configuration"
         else:
+            # what a connection's error says is no help; a data set with a script, or a broken file, explains itself
+            lines = [] if "HTTPError" in kinds else str(error).strip().splitlines()
+            detail = f", {lines[0][:120]}" if lines else ""
             reason = (
                 f"{type(error).__name__}{detail}; check the network and HF_ENDPOINT, set HF_HUB_OFFLINE=1 if it is in the Hub's cache, or "
                 f"{instead}"
