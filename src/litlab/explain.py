@@ -151,7 +151,7 @@ def file_problem(path: Path) -> str | None:
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.yaml"))
         if path.name == ".yaml" and known:
-            return f"no experiment is named; known are {', '.join(known)}: make train EXP={known[0]}."
+            return f"no experiment is named; known are {', '.join(known)}: make train EXP=<name>."
         if path.is_dir() or path.suffix != ".yaml" or not known:
             return f"{path} is not a file: -c takes a YAML file such as configs/experiment/<name>.yaml."
         return f"no {path.parent.name} {path.stem!r} ({path} does not exist){_closest(path.stem, known)}; known are {', '.join(known)}."
