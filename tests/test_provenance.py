@@ -71,7 +71,7 @@ def repository(tmp_path: Path) -> Path:
 
 def test_the_patch_has_changed_and_new_files_but_no_ignored_or_secret_ones(repository: Path) -> None:
     assert code_state(repository)[1] == b""
-    (repository / "code.py").write_text("x = 2\n")
+    (repository / "code.py").write_text("x = 22\n")
     (repository / "new model.py").write_text("y = 3\n")
     (repository / "ignored.py").write_text("z = 4\n")
     (repository / ".env").write_text("PASSWORD=tell-nobody\n")
@@ -86,7 +86,7 @@ def test_the_patch_has_changed_and_new_files_but_no_ignored_or_secret_ones(repos
 
 
 def test_the_patch_restores_the_code_and_leaves_the_staging_area_alone(repository: Path, tmp_path: Path) -> None:
-    (repository / "code.py").write_text("x = 2\n")
+    (repository / "code.py").write_text("x = 22\n")
     (repository / "new.py").write_text("y = 3\n")
     (repository / "latin.py").write_bytes(b"# caf\xe9\n")
     (repository / "picture.png").write_bytes(bytes(range(256)))
@@ -99,7 +99,7 @@ def test_the_patch_restores_the_code_and_leaves_the_staging_area_alone(repositor
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True)
     subprocess.run(["git", "-C", str(clone), "apply"], input=patch, check=True)
-    assert (clone / "code.py").read_text() == "x = 2\n" and (clone / "new.py").read_text() == "y = 3\n"
+    assert (clone / "code.py").read_text() == "x = 22\n" and (clone / "new.py").read_text() == "y = 3\n"
     for name in ("latin.py", "picture.png"):
         assert (clone / name).read_bytes() == (repository / name).read_bytes()
 
