@@ -1,4 +1,4 @@
-"""Pairs for summarization out of open-source Python: the body of a docstring is the source, its first line the target.
+"""Pairs for summarization out of open-source Python: the first sentence of a docstring is the target, the rest the source.
 
 The docstrings are read from pinned wheels with `ast`: nothing is imported, installed or unpacked to disk. The splits
 are made by package, so a model is evaluated on projects whose code and authors it has not read.
@@ -180,9 +180,8 @@ def docstrings_in(code: bytes, module: str) -> list[tuple[str, str]]:
     """The dotted name and docstring of a module and of each class, method and function in it, in the file's order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-        return list(
-            _walk(module, ast.parse(code, feature_version=(3, 11)))
-        )  # as nearly as possible the same on every Python
+        # feature_version: as nearly as possible the same on every Python
+        return list(_walk(module, ast.parse(code, feature_version=(3, 11))))
 
 
 def _walk(

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, asked once and without patience: what fails is one sentence."""
+"""The Hugging Face Hub, asked once, for ten seconds at most: what fails is one sentence."""
 
 import re
 from collections.abc import Iterator

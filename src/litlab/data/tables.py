@@ -26,7 +26,7 @@ from litlab.errors import BadInput
 
 Row = tuple[Any, ...]
 Reader = Callable[[Sequence[str]], Iterator[Row]]
-"""Yields the values of the named columns, row by row; raises KeyError(columns it has) if one is missing."""
+"""Yields the values of the named columns, row by row; raises MissingColumn if there is none of a name."""
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 CATALOG = ("rotten_tomatoes", "docstrings")
@@ -37,6 +37,10 @@ SplitChoice = Annotated[float, Field(gt=0, lt=1)] | str | None
 CHUNK = 20_000  # rows that are kept as Python objects at a time
 
 csv.field_size_limit(2**31 - 1)  # texts can be longer than the default of 128 KiB
+
+
+class MissingColumn(Exception):
+    """A column is not there; its argument are the names of those that are."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +162,8 @@ def read(table: Table, texts: dict[str, str], label: tuple[str, str] | None = No
                 labels.append(row[-1])
             if len(pending[0]) == CHUNK:
                 _flush(pending, arrays)
-    except KeyError as error:
-        known = list(error.args[0])
+    except MissingColumn as error:
+        known = error.args[0]
         option, missing = next((option, column) for option, column in options if column not in known)
         raise BadInput(
             f"{table.place} has no column {missing!r}: it has {', '.join(map(repr, known)) or 'none'}; name yours with --{option}=..."
@@ -500,4 +504,4 @@ def _no_twins(path: Path, names: list[str]) -> None:
 
 def _need(columns: Sequence[str], known: list[str]) -> None:
     if not set(columns) <= set(known):
-        raise KeyError(known)
+        raise MissingColumn(known)

@@ -204,9 +204,8 @@ def checked(rows: Rows, column: str) -> Rows:
     """
     if rows.class_names:
         known = np.array([label not in (None, -1) for label in rows.labels])
-        if (
-            known.any() and not known.all()
-        ):  # as in SNLI, where annotators disagreed; a split without any is refused later
+        # as in SNLI, where annotators disagreed; a split without any label is refused later
+        if known.any() and not known.all():
             print(f"{rows.place}: {(~known).sum()} of {len(rows)} rows have no label and are left out", file=sys.stderr)
             rows = rows.take(known.nonzero()[0])
     for row, label in zip(rows.ids, rows.labels, strict=True):
