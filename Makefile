@@ -1,12 +1,16 @@
 # Every command that a person types. `make` lists them.
 #   EXP=name    an experiment: configs/experiment/name.yaml
 #   RUN=name    a run: latest, an experiment (its newest run), a run id, or a path
+#   RESUME=name with train: continue that run; RESUME=auto: the newest unfinished one with these settings, or a new one
+#   FORK=name, INIT=name  with train: a new run with the whole state, or with the weights, of a run
 #   ARGS="..."  options that are passed on, e.g. ARGS="--model.learning_rate=3e-3 -c configs/hardware/ddp.yaml"
 #   SYSTEM_TORCH=1  with setup: use the torch that PYTHON already has, as on a cluster, instead of the pinned one
 
 PYTHON ?= python3
 RUN ?= latest
 LITLAB := .venv/bin/litlab
+NAMED := $(filter-out auto,$(RESUME))$(FORK)$(INIT)
+START = $(if $(EXP)$(if $(NAMED),,x),-c configs/experiment/$(EXP).yaml) $(RESUME:%=--resume=%) $(FORK:%=--fork=%) $(INIT:%=--init=%)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint .venv/constraints.txt
 
@@ -19,7 +23,7 @@ help: ## list these commands
 setup: .venv/installed ## create .venv and install litlab with the exact versions of constraints.txt
 
 train: .venv/installed ## train an experiment: make train EXP=mnist_mlp ARGS="--model.learning_rate=3e-3"
-	@$(LITLAB) fit -c configs/experiment/$(EXP).yaml $(ARGS)
+	@$(LITLAB) fit $(START) $(ARGS)
 
 eval: .venv/installed ## score a run on the test split: make eval RUN=latest
 	@$(LITLAB) eval $(RUN) $(ARGS)

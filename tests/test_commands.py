@@ -158,37 +158,6 @@ def test_two_processes_equal_one_process(litlab, project: Path, options: tuple[s
     assert theirs["scores"] == pytest.approx(ours["scores"], abs=1e-3)
 
 
-def test_a_training_stopped_in_the_middle_of_an_epoch_continues_with_the_batches_that_were_left(
-    inside: Path, quiet: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Lightning's own trainer, our loader: the ids after a checkpoint are those of the uninterrupted training."""
-    from litlab.cli import LitlabCLI
-
-    seen: list[list[int]] = []
-    original = MNIST._train_batch
-    monkeypatch.setattr(MNIST, "_train_batch", lambda self, ids: (seen.append(ids.tolist()), original(self, ids))[1])
-    options = [
-        *FIT[1:],
-        "--trainer.limit_val_batches=0",
-        "--trainer.logger=false",
-        "--checkpoint.every_n_train_steps=5",
-    ]
-
-    def fit(*more: str, resume: Path | None = None) -> RunDirectory:
-        seen.clear()
-        cli = LitlabCLI([*options, "--checkpoint.monitor=null", *more])
-        cli.run.create(cli.config_yaml(), {}, inside)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume and str(resume), weights_only=True)
-        cli.run.release()
-        return cli.run
-
-    fit()
-    whole = list(seen)
-    stopped = fit("--trainer.max_steps=5")
-    fit(resume=stopped.path / "checkpoints" / "best.ckpt")
-    assert len(whole) == 32 and seen == whole[5:]
-
-
 def test_last_is_the_last_checkpoint_and_best_the_best(inside: Path, quiet: None) -> None:
     run = train(
         inside, "--checkpoint.mode=min", "--trainer.max_epochs=3"

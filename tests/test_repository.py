@@ -86,6 +86,8 @@ def test_yaml_files_are_mappings_of_known_sections() -> None:
             "experiment",
             "trainer",
             "checkpoint",
+            "last_checkpoint",
+            "guard",
             "model",
             "data",
         }

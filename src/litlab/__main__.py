@@ -8,7 +8,7 @@ import importlib
 import sys
 
 import litlab
-from litlab.errors import BadInput
+from litlab.errors import BadInput, StoppedByGuard
 
 COMMANDS = {
     "fit": (
@@ -17,7 +17,7 @@ COMMANDS = {
     ),
     "eval": ("litlab.commands", "score a finished run: litlab eval latest [--split=test]"),
 }
-EXIT_CODES = "exit status: 0 done, 2 bad input, 75 interrupted"
+EXIT_CODES = "exit status: 0 done, 2 bad input, 3 stopped by a guard, 75 interrupted and resumable"
 
 
 def usage() -> str:
@@ -42,6 +42,9 @@ def main() -> int:
     except BadInput as error:
         print(f"litlab: {error}", file=sys.stderr)
         return 2
+    except StoppedByGuard as error:
+        print(f"litlab: {error}", file=sys.stderr)
+        return 3
 
 
 def run(command: str, arguments: list[str]) -> int:

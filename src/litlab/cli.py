@@ -14,18 +14,21 @@ from typing import Annotated, Any, ClassVar
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import Field
 
 from litlab import explain, precision
+from litlab.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from litlab.callbacks.evaluation_results import EvaluationResults
-from litlab.callbacks.loader_states import LoaderStates
+from litlab.callbacks.guard import Guard
 from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.errors import BadInput
-from litlab.layers import base_file, check, config_files, links, runs_folder
+from litlab.layers import Request, all_files, links, runs_folder
 from litlab.loggers import MetricsCsv
+from litlab.loops import FitLoop
+from litlab.provenance import redact
+from litlab.resume import Start, choose
 from litlab.run_directory import RunDirectory
 
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -33,6 +36,8 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 for message in (
     ".*smaller than the logging interval.*",  # every epoch is logged, whatever its length
     ".*LeafSpec.*is deprecated.*",  # Lightning 2.6.6 under torch 2.13: nothing a user can change
+    ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run continues
+    ".*ended before the epoch ended and your dataloader is.*",  # litlab.loops brings it back to its place
 ):
     warnings.filterwarnings("ignore", message=message)
 
@@ -58,19 +63,19 @@ class LitlabCLI(LightningCLI):
 
     Args:
         arguments: the command line after the command: -c files and options.
-        run: the run directory to use; None plans a new one.
+        run: the run directory to use; None plans a new one, or takes the one that is requested.
+        request: what to start from.
 
     Raises:
-        BadInput: if a file or a setting cannot be used.
+        BadInput: if a file, a setting or a run cannot be used.
     """
 
-    def __init__(self, arguments: list[str], run: RunDirectory | None = None) -> None:
-        self.files = config_files(arguments)
+    def __init__(self, arguments: list[str], run: RunDirectory | None = None, request: Request | None = None) -> None:
+        self.files = all_files(arguments)
         self._given_run = run
-        if run is None:
-            self.files.insert(0, base_file(self.files))
+        self._request = request or Request()
+        if self.files[0].name == "base.yaml":
             arguments = ["-c", str(self.files[0]), *arguments]
-        check(self.files)
         self.settings = explain.Settings(arguments, self.files)
         original, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns if it sees other arguments beside the ones given
         try:
@@ -104,7 +109,9 @@ class LitlabCLI(LightningCLI):
             default=None,
             help="name of the folder below runs/; null: the first -c file's name",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(Guard, "guard")
         classes = (explain.import_class(self.settings.class_of(part) or "") for part in ("model", "data"))
         for target, source in links(*classes).items():
             if place := self.settings.set_at(target):
@@ -136,11 +143,16 @@ class LitlabCLI(LightningCLI):
             self.config.trainer.precision, reason = precision.choose(self.device)
             if getattr(rank_zero_only, "rank", 0) == 0:
                 print(f"precision  {self.config.trainer.precision}: {reason}", file=sys.stderr)
-        self.run = self._given_run or RunDirectory.plan(runs_folder(self.files), self.config.experiment)
+        config = self.config_yaml()
+        self.start = Start(self._given_run or RunDirectory.plan(runs_folder(self.files), self.config.experiment))
+        if not self._given_run and getattr(rank_zero_only, "rank", 0) == 0:
+            self.start = choose(self._request, config, self.start.run)
+        self.run = self.start.run
+        self._origin = {"run": self.run.id, "config": yaml.safe_load(config)}
 
     def config_yaml(self) -> str:
-        """The whole configuration, without anything that belongs to one run only."""
-        return self.parser.dump(self.config, skip_none=False)
+        """The whole configuration, without secrets and without anything that belongs to one run only."""
+        return redact(self.parser.dump(self.config, skip_none=False), assignments=False)
 
     def instantiate_classes(self) -> None:
         """Instantiate with loggers and checkpoints directed to the run directory, which stays out of the configuration."""
@@ -165,15 +177,20 @@ class LitlabCLI(LightningCLI):
             kwargs["precision"] = None  # the plugin says it; sharding strategies bring their own
             plugins.append(precision.Bf16Mixed(self.device))
         self.results = EvaluationResults(self.run.path)
-        # Lightning's own save_last saves no last checkpoint when the best one has not changed
-        last = ModelCheckpoint(self.run.path / "checkpoints", filename="last", enable_version_counter=False)
-        self.trainer_defaults["callbacks"] = [self.results, LoaderStates(), last]
+        self.trainer_defaults["callbacks"] = [self.results]
         if not config.fast_dev_run:
             kwargs["logger"] = [*loggers, MetricsCsv(self.run.path)]  # self.logger of a module is the first
         try:
-            return super().instantiate_trainer(plugins=plugins, **kwargs)
+            trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise BadInput(f"the trainer's settings do not work here: {explain.first_sentence(str(error))}") from error
+        self.keeper = self.config_init.last_checkpoint
+        self.keeper.path = self.run.path / "checkpoints" / "last.ckpt"
+        self.keeper.origin = self._origin
+        self.guard = self.config_init.guard
+        self.guard.run, self.guard.seed = self.run.path, self.config.seed_everything
+        trainer.fit_loop = FitLoop(trainer, self.keeper)
+        return trainer
 
 
 def as_list(value: Any) -> list[Any]:

@@ -6,20 +6,26 @@ import yaml
 
 from litlab import explain
 from litlab.errors import BadInput
-from litlab.layers import base_file, check, config_files, links, runs_folder
+from litlab.layers import all_files, config_files, links, runs_folder, take_request
 from litlab.run_directory import find
 
 
 def fit_command(arguments: list[str]) -> int:
     """Train, then score the best checkpoint on the validation split. The test split is never touched."""
-    files = config_files(arguments)
-    check([*files, base_file(files)])
+    request, settings = take_request(arguments)
+    files = config_files(settings)
+    if not files and request.source:
+        run = find(runs_folder([]), request.source)
+        settings = ["-c", str(run.path / "config.yaml"), *settings]
+    elif not files and request.resume:
+        raise BadInput("--resume=auto needs an experiment: -c configs/experiment/<name>.yaml.")
+    all_files(settings)
     if "-h" in arguments or "--help" in arguments:
-        print(fit_help(arguments))
+        print(fit_help(settings))
         return 0
     from litlab.training import fit
 
-    fit(arguments)
+    fit(settings, request, arguments)
     return 0
 
 
@@ -47,6 +53,9 @@ def fit_help(arguments: list[str]) -> str:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
+    from litlab.callbacks.checkpoints import LastCheckpoint
+    from litlab.callbacks.guard import Guard
+
     owners = {}
     for file in config_files(arguments):
         content = yaml.safe_load(file.read_text())
@@ -63,9 +72,13 @@ def fit_help(arguments: list[str]) -> str:
         "Settings come from configs/base.yaml, then the -c files, then the options; the last one wins.",
         "general\n"
         "  --seed_everything=0    seed of everything random; also fixes the order of the data\n"
-        "  --experiment=NAME      folder below runs/; default: the name of the first -c file",
+        "  --experiment=NAME      folder below runs/; default: the name of the first -c file\n"
+        "  --resume=auto|RUN      continue the newest unfinished run with these settings, or begin one; or continue RUN\n"
+        "  --fork=RUN             continue the state of RUN in a new run, with other settings if you like\n"
+        "  --init=RUN|FILE        begin a new run with the weights of RUN or of a checkpoint file",
     ]
-    for part, owner in {**owners, "checkpoint": ModelCheckpoint, "trainer": Trainer}.items():
+    shared = {"checkpoint": ModelCheckpoint, "last_checkpoint": LastCheckpoint, "guard": Guard, "trainer": Trainer}
+    for part, owner in {**owners, **shared}.items():
         linked = {name.removeprefix(f"{part}.") for name in links(owners.get("model"), owners.get("data"))}
         lines = "\n".join(f"  --{part}.{line}" for line in explain.option_lines(owner, without=linked))
         sections.append(f"{part}: {owner.__name__}\n{lines}")

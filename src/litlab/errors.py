@@ -13,6 +13,13 @@ class BadInput(Exception):
     """
 
 
+class StoppedByGuard(Exception):
+    """A training that would waste time or give wrong numbers was stopped. The message is one sentence, as above.
+
+    The command line prints it and exits with status 3.
+    """
+
+
 @contextmanager
 def explain_full_disk(folder: Path, doing: str, setting: str) -> Iterator[None]:
     """Turn "no space left" while writing below `folder` into a `BadInput` that says what to free.

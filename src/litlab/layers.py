@@ -2,11 +2,34 @@
 
 import inspect
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from litlab import explain
 from litlab.errors import BadInput
+
+STARTS = ("resume", "fork", "init")
+
+
+@dataclass
+class Request:
+    """What a person wants to start from.
+
+    Args:
+        resume: auto, or what `find` knows as a run; None: nothing.
+        fork: a run whose state a new run continues with.
+        init: a run or a checkpoint file whose weights a new run begins with.
+    """
+
+    resume: str | None = None
+    fork: str | None = None
+    init: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """The one run that is named, if there is one."""
+        return self.fork or self.init or (self.resume if self.resume != "auto" else None)
 
 
 def links(model: Any, data: Any) -> dict[str, str]:
@@ -26,6 +49,31 @@ def links(model: Any, data: Any) -> dict[str, str]:
         if name in of_model and hasattr(data, name):
             found[f"model.{name}"] = f"data.{name}"
     return found
+
+
+def take_request(arguments: list[str]) -> tuple[Request, list[str]]:
+    """Split --resume, --fork and --init off the other arguments.
+
+    Raises:
+        BadInput: if a value is missing, or two exclude each other.
+    """
+    found: dict[str, str] = {}
+    rest, words = [], iter(arguments)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in STARTS:
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value or value.startswith("-"):
+            raise BadInput(
+                f"--{name} needs a run: latest, an experiment, a run id or a path{', or auto' * (name == 'resume')}."
+            )
+        found[name] = value
+    request = Request(**found)
+    if (request.fork and request.init) or (request.source and request.resume not in (None, "auto", request.source)):
+        raise BadInput("--resume RUN, --fork and --init exclude each other: each names another run to start from.")
+    return request, rest
 
 
 def config_files(arguments: list[str]) -> list[Path]:
@@ -70,6 +118,21 @@ def base_file(files: list[Path]) -> Path:
             f"{base} is missing: every experiment builds on it; git checkout -- configs/base.yaml brings it back."
         )
     return base
+
+
+def all_files(arguments: list[str]) -> list[Path]:
+    """The files that the settings come from, in their order: base.yaml, then those named with -c.
+
+    A run's own config.yaml is complete and needs no base.
+
+    Raises:
+        BadInput: if one is missing or is not settings.
+    """
+    files = config_files(arguments)
+    if not files or not files[0].with_name("run.json").is_file():
+        files.insert(0, base_file(files))
+    check(files)
+    return files
 
 
 def runs_folder(files: list[Path]) -> Path:

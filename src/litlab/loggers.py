@@ -32,6 +32,7 @@ class MetricsCsv(Logger):
         super().__init__()
         self._file = save_dir / "metrics.csv"
         self._columns: list[str] = []
+        self._count = 0  # rows
 
     @property
     def name(self) -> str:
@@ -53,15 +54,37 @@ class MetricsCsv(Logger):
         """Append one row."""
         row = {"step": step, **metrics}
         if not self._columns:
-            self._columns = next(iter(self._rows()), [])
+            header, *rows = self._rows() or [[]]
+            self._columns, self._count = header, len(rows)
         if new := [name for name in row if name not in self._columns]:
             self._add_columns(new)
         with self._file.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow([row.get(name, "") for name in self._columns])
+        self._count += 1
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: config.yaml has them."""
+
+    def length(self) -> tuple[int, int]:
+        """Rows and columns, for `shorten`."""
+        return self._count, len(self._columns)
+
+    def shorten(self, rows: int, columns: int) -> None:
+        """Drop what was logged after the point from which the run continues.
+
+        Args:
+            rows: how many to keep.
+            columns: how many of the names were known then.
+        """
+        content = self._rows()
+        if (there := max(0, len(content) - 1)) < rows:
+            print(f"{self._file} has lost rows: {there} of {rows} are there", file=sys.stderr)
+        text = io.StringIO()
+        kept = content[: rows + 1] if columns else []
+        csv.writer(text, lineterminator="\n").writerows(row[:columns] for row in kept)
+        write_atomically(self._file, text.getvalue())
+        self._columns, self._count = (content[0][:columns] if kept else []), max(0, len(kept) - 1)
 
     def _rows(self) -> list[list[str]]:
         if not self._file.exists():

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 import threading
@@ -27,6 +28,19 @@ from litlab.provenance import code_state, redact
 
 HEARTBEAT_SECONDS = 10
 DEAD_AFTER_SECONDS = 60  # without a heartbeat, a run on another host counts as dead
+
+
+_held: set[int] = set()  # the locks of this process
+
+
+def _let_go() -> None:
+    """A forked child, as dataloaders make them, may outlive its parent: it must not keep the run locked."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
@@ -89,30 +103,40 @@ class RunDirectory:
         """The experiment: the name of the directory above."""
         return self.path.parent.name
 
-    def create(self, config: str, record: dict[str, Any], project: Path) -> None:
-        """Make the directory with its first files, take its lock, and let the `latest` links point to it.
+    def create(self, config: str, record: dict[str, Any], project: Path, copied: dict[str, Path] | None = None) -> None:
+        """Make the directory with its first files, in one step, take its lock, and let the `latest` links point to it.
 
         Args:
-            config: the content of config.yaml.
+            config: the content of config.yaml, redacted.
             record: the content of run.json; the state of the code is added.
             project: the folder whose code is recorded.
+            copied: files of another run to begin with, by their names in this one.
 
         Raises:
             BadInput: if the directory cannot be made.
         """
+        final = self.path
+        scratch = final.with_name(f".{final.name}")  # a run that is killed here has not begun
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir()
+            final.parent.mkdir(parents=True, exist_ok=True)
+            scratch.mkdir()
         except OSError as error:
             raise BadInput(
-                f"cannot make the run directory {self.path} ({error.strerror}): set LITLAB_RUNS to a folder you can write to."
+                f"cannot make the run directory {final} ({error.strerror}): set LITLAB_RUNS to a folder you can write to."
             ) from error
+        self.path = scratch
         self.acquire()
-        write_atomically(self.path / "config.yaml", redact(config, assignments=False))
+        write_atomically(self.path / "config.yaml", config)
         code, patch = code_state(project)
         self.update_record(**record, git=code)
         if patch:
             write_atomically(self.path / "code.patch", patch)
+        for name, source in (copied or {}).items():
+            (self.path / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, self.path / name)
+        os.rename(scratch, final)  # the lock goes along
+        self.path = final
+        _remove_stillborn(final.parent)
         for link, target in (
             (self.path.parent / "latest", self.id),
             (self.path.parent.parent / "latest", f"{self.experiment}/{self.id}"),
@@ -177,6 +201,7 @@ class RunDirectory:
                 f"{self.path} is in use by process {holder.get('pid')} on {holder.get('host')}: wait for it or stop it."
             )
         self._lock = handle
+        _held.add(handle)
         self._released.clear()
         self._beat()
         self._heart = threading.Thread(target=self._keep_beating, name="litlab-heartbeat", daemon=True)
@@ -188,12 +213,18 @@ class RunDirectory:
             self._released.set()
             self._heart.join()
             os.ftruncate(self._lock, 0)  # not removed: another process may have it open already
+            _held.discard(self._lock)
             os.close(self._lock)
             self._lock = None
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether this process works on the run."""
+        return self._lock is not None
+
     def is_alive(self) -> bool:
         """Whether a process is working on this run."""
-        if self._lock is not None:
+        if self.is_locked:
             return True
         try:
             handle = os.open(self.path / "lock", os.O_RDWR)
@@ -233,6 +264,14 @@ class RunDirectory:
         )
 
 
+def _remove_stillborn(folder: Path) -> None:
+    """Remove what runs have left that were killed while their directory was made."""
+    for scratch in folder.glob(".2*"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > DEAD_AFTER_SECONDS and not RunDirectory(scratch).is_alive():
+                shutil.rmtree(scratch)
+
+
 def _point(link: Path, target: str) -> None:
     scratch = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
     scratch.symlink_to(target)
@@ -253,12 +292,18 @@ def find(runs: Path, reference: str) -> RunDirectory:
     for path in candidates:
         if (path / "run.json").is_file():
             return RunDirectory(path.resolve())
-    found = [file.parent for file in runs.glob("*/*/run.json") if not file.parent.is_symlink()]
-    known = [path.relative_to(runs).as_posix() for path in sorted(found, key=lambda path: path.name)]
+    known = [path.relative_to(runs).as_posix() for path in all_runs(runs)]
     hint = (
         f"the newest are {', '.join(known[-3:])}" if known else "there are none yet: make train EXP=mnist_mlp makes one"
     )
     raise BadInput(f"no run {reference!r} in {runs}; {hint}.")
+
+
+def all_runs(runs: Path, experiment: str = "*") -> list[Path]:
+    """The directories of all runs, or of one experiment's, oldest first."""
+    found = [file.parent for file in runs.glob(f"{experiment}/*/run.json")]
+    real = [path for path in found if not path.is_symlink() and not path.name.startswith(".")]
+    return sorted(real, key=lambda path: path.name)
 
 
 def rows(path: Path) -> Iterator[dict[str, float]]:

@@ -1,7 +1,10 @@
 """A training and an evaluation from beginning to end, and what each leaves in the run directory."""
 
+import errno
 import hashlib
 import math
+import os
+import re
 import shlex
 import sys
 import time
@@ -13,45 +16,59 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from litlab import explain
 from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.cli import LitlabCLI
-from litlab.errors import BadInput
-from litlab.layers import project_root
+from litlab.errors import BadInput, StoppedByGuard
+from litlab.interrupts import Interrupts
+from litlab.layers import Request, project_root
+from litlab.loggers import MetricsCsv
 from litlab.provenance import machine
+from litlab.resume import differences, load, told
 from litlab.run_directory import RunDirectory
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+UNWRITABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+INHERITED = "LITLAB_CHECKPOINT"  # tells the processes that Lightning starts where to continue
 SAMPLES = 10  # texts of a model that are shown
 TEXTS = ("source", "target", "text")  # what was given, what was wanted, what the model wrote
 
 
-def fit(arguments: list[str]) -> None:
+def fit(settings: list[str], request: Request, arguments: list[str]) -> None:
     """Train, then score the best checkpoint on the validation split. The test split is never touched.
 
     Args:
-        arguments: -c files and options.
+        settings: -c files and options.
+        request: what to start from.
+        arguments: the command line, for the record.
 
     Raises:
-        BadInput: if settings, data or files cannot be used.
+        BadInput: if settings, data, files or runs cannot be used.
+        StoppedByGuard: if the numbers were no numbers any more.
     """
-    with configuration_errors():
-        cli = LitlabCLI(arguments)
+    with configuration_errors(), Interrupts() as interrupts:
+        cli = LitlabCLI(settings, request=request)
+        cli.keeper.interrupts = interrupts
         train(cli, arguments)
 
 
 def train(cli: LitlabCLI, arguments: list[str]) -> None:
-    """Train what `cli` has instantiated, in its new run directory, and print how it went."""
+    """Train what `cli` has instantiated, in its run directory, and print how it went."""
     trainer, run = cli.trainer, cli.run
     if trainer.is_global_zero:
         cli.datamodule.prepare_data()  # data can be bad input: better now than with a directory made and processes started
-        run.create(cli.config_yaml(), opening_record(cli, arguments), project_root(cli.files))
+        open_run(cli, arguments)
+    checkpoint = agreed_checkpoint(trainer, cli.start.checkpoint)
     with recorded(cli):
         started = time.monotonic()
-        trainer.fit(cli.model, datamodule=cli.datamodule)
+        if cli.start.weights:
+            trainer.callbacks.append(InitialWeights(cli.start.weights))  # type: ignore[attr-defined]
+        with explain_lost_directory(run), explain_dead_worker():
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
         seconds = time.monotonic() - started
         steps = trainer.global_step
         keeper = trainer.checkpoint_callback
@@ -60,15 +77,103 @@ def train(cli: LitlabCLI, arguments: list[str]) -> None:
         if trainer.is_global_zero:
             name = monitor or "val/loss"
             run.update_record(
-                steps=steps, training_seconds=round(seconds, 1), best={"name": name, "score": scores.get(name)}
+                steps=steps,
+                training_seconds=round(seconds, 1),
+                skipped_steps=cli.guard.skipped,
+                best={"name": name, "score": scores.get(name)},
             )
     if trainer.is_global_zero:
         if scores:
             show(cli, "val", scores, "best")
-        print(f"\ntrained {steps:,} steps in {seconds:.1f} s")
+        skipped = f", {cli.guard.skipped:,} of them skipped" if cli.guard.skipped else ""
+        print(f"\ntrained {steps:,} steps{skipped} in {seconds:.1f} s")
         print(f"run   {shown(run.path)}")
         if best:
             print(f"next  make eval RUN={run.experiment}/{run.id}   scores the test split, and counts that you looked")
+
+
+def open_run(cli: LitlabCLI, arguments: list[str]) -> None:
+    """Make the run directory, or continue the one that is locked.
+
+    Raises:
+        BadInput: if the data are not those that the run began with.
+    """
+    run, start = cli.run, cli.start
+    if not run.is_locked:
+        record = {**opening_record(cli, arguments), "parent": start.parent}
+        run.create(cli.config_yaml(), record, project_root(cli.files), start.copied)
+        length = load(start.checkpoint)["litlab"]["metrics_csv"] if start.checkpoint else None
+    else:
+        record = run.record()
+        refuse_other_data(cli, record)
+        report_changes(cli, record)
+        content = load(start.checkpoint) if start.checkpoint else None
+        step = content["global_step"] if content else 0
+        length = content["litlab"]["metrics_csv"] if content else (0, 0)
+        resumed = [*record.get("resumed", []), {"at": now(), "step": step, "command": shell(arguments)}]
+        run.update_record(status="running", ended=None, resumed=resumed)
+        print(f"continuing {shown(run.path)} from step {step:,}", file=sys.stderr)
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, MetricsCsv) and length:
+            logger.shorten(*length)
+
+
+def refuse_other_data(cli: LitlabCLI, record: dict[str, Any]) -> None:
+    """Compare the data with those that a run began with.
+
+    Raises:
+        BadInput: if they differ, with what differs.
+    """
+    before, after = record.get("data_fingerprint"), getattr(cli.datamodule, "fingerprint", None)
+    if before is None or before == after:
+        return
+    changes = differences(record.get("data") or {}, getattr(cli.datamodule, "facts", {}))
+    raise BadInput(
+        f"the data are not those that {cli.run.path} began with ({told(changes) or 'their fingerprint differs'}): bring them back, "
+        f"or continue with these in a new run with --fork={cli.run.experiment}/{cli.run.id}."
+    )
+
+
+def report_changes(cli: LitlabCLI, record: dict[str, Any]) -> None:
+    """Say what may keep a run from going on bit for bit: other packages, another machine."""
+    here = machine()
+    before = {name: record.get(name, {}) for name in here}
+    if changes := differences(before, here):
+        print(f"attention  since the run began: {told(changes)}; it may not go on bit for bit", file=sys.stderr)
+
+
+def agreed_checkpoint(trainer: Trainer, checkpoint: Path | None) -> str | None:
+    """The checkpoint that the first process has chosen, known to all processes."""
+    path = str(checkpoint or "")
+    if trainer.world_size > 1:
+        if not trainer.is_global_zero and INHERITED in os.environ:
+            path = os.environ[INHERITED]
+        elif trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
+            trainer.strategy.setup_environment()  # torchrun or Slurm has started all of them
+            path = trainer.strategy.broadcast(path)
+        else:
+            os.environ[INHERITED] = path  # Lightning starts the other processes with this environment
+    return path or None
+
+
+class InitialWeights(Callback):
+    """Gives the model the weights of a checkpoint of another run.
+
+    Args:
+        path: the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load them; the model is where it will be trained.
+
+        Raises:
+            BadInput: if they are those of another model.
+        """
+        with explain_other_model(self._path):
+            trainer.strategy.load_model_state_dict(load(self._path), strict=True)
 
 
 def score(run: RunDirectory, split: str, name: str, overrides: list[str]) -> None:
@@ -132,16 +237,10 @@ def evaluate(cli: LitlabCLI, split: str, checkpoint: Path) -> dict[str, float]:
     connector.log_eval_end_metrics = discard  # they are of the checkpoint, not of the last step
     method = {"val": trainer.validate, "test": trainer.test}[split]
     try:
-        results = method(
-            cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False, weights_only=True
-        )
-    except RuntimeError as error:
-        if "Error(s) in loading state_dict" not in str(error):
-            raise
-        differences = " ".join(str(error).split("\n\t", 1)[-1].split())
-        raise BadInput(
-            f"{checkpoint} holds another model than the configuration describes: {differences[:200]}."
-        ) from error
+        with explain_other_model(checkpoint):
+            results = method(
+                cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False, weights_only=True
+            )
     finally:
         connector.log_eval_end_metrics = log
     scores = {name: float(value) for result in results for name, value in result.items()}
@@ -184,8 +283,67 @@ def configuration_errors() -> Iterator[None]:
 
 
 @contextmanager
+def explain_other_model(checkpoint: Path) -> Iterator[None]:
+    """Turn what torch says of weights that do not fit into bad input.
+
+    Raises:
+        BadInput: with the names of the weights.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        wrong = " ".join(str(error).split("\n\t", 1)[-1].split())
+        raise BadInput(f"{checkpoint} holds another model than the configuration describes: {wrong[:200]}.") from error
+
+
+@contextmanager
+def explain_lost_directory(run: RunDirectory) -> Iterator[None]:
+    """Turn errors of writing to the run directory into one sentence.
+
+    Raises:
+        BadInput: if it has vanished, became read-only or is on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not run.path.is_dir():
+            raise BadInput(
+                f"the run directory {run.path} has vanished while the run was alive: nothing more can be saved."
+            ) from error
+        if error.errno in UNWRITABLE or str(error.filename).startswith(str(run.path)):
+            raise BadInput(
+                f"{error.filename or run.path} cannot be written ({error.strerror}): free some space or make it writable; {continuing(run)}"
+            ) from error
+        raise
+
+
+@contextmanager
+def explain_dead_worker() -> Iterator[None]:
+    """Say what it means that a process of a dataloader has died.
+
+    Raises:
+        SystemExit: with status 75 if it has: the run can be continued.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := re.search(r"DataLoader worker \(pid.*?\) .*", str(error))):
+            raise
+        raise BadInput(
+            f"a process that loads data has died, often for lack of memory: {found[0].rstrip('. ')}."
+        ) from error
+
+
+def continuing(run: RunDirectory) -> str:
+    """How to continue a run, in words."""
+    return f"make train RESUME={run.experiment}/{run.id} continues the run."
+
+
+@contextmanager
 def recorded(cli: LitlabCLI) -> Iterator[None]:
-    """Keep run.json true about how a training ends: finished, failed or interrupted.
+    """Keep run.json true about how a training ends: finished, failed, stopped or interrupted.
 
     Raises:
         SystemExit: with status 75 if the training was interrupted.
@@ -197,16 +355,28 @@ def recorded(cli: LitlabCLI) -> Iterator[None]:
     except (SystemExit, KeyboardInterrupt):  # Lightning ends with one of these on Ctrl-C and on SIGTERM
         status, exit_code = "interrupted", INTERRUPTED
         raise SystemExit(INTERRUPTED) from None
+    except StoppedByGuard:
+        status, exit_code = "stopped", 3
+        raise
     finally:
         if cli.trainer.is_global_zero:
-            fingerprint = getattr(cli.datamodule, "fingerprint", None)
-            class_names = getattr(cli.datamodule, "class_names", None)  # in the order of the numbers in predictions
+            if status == "finished":
+                finish_wandb(exit_code)  # first: a run that is killed while it waits is continued, and finished again
             with suppress(OSError):  # a full or vanished disk has been reported by what was to be written before
-                cli.run.update_record(status=status, ended=now(), data_fingerprint=fingerprint, class_names=class_names)
-            finish_wandb(exit_code)
+                cli.run.update_record(status=status, ended=now(), **data_record(cli))
+            if status != "finished":
+                finish_wandb(exit_code)
             cli.run.release()
             if status != "finished":
                 print(f"\nrun   {shown(cli.run.path)} ({status})", file=sys.stderr)
+            if status == "interrupted":
+                print(f"next  make train RESUME={cli.run.experiment}/{cli.run.id}", file=sys.stderr)
+
+
+def data_record(cli: LitlabCLI) -> dict[str, Any]:
+    """What run.json says of the data: their fingerprint, what it is made of, and the names of the classes."""
+    names = {"data_fingerprint": "fingerprint", "data": "facts", "class_names": "class_names"}
+    return {key: getattr(cli.datamodule, name, None) for key, name in names.items()}
 
 
 def finish_wandb(exit_code: int) -> None:
@@ -225,15 +395,20 @@ def opening_record(cli: LitlabCLI, arguments: list[str]) -> dict[str, Any]:
         "status": "running",
         "started": now(),
         "ended": None,
-        "command": shlex.join(["litlab", "fit", *arguments]),
+        "command": shell(arguments),
         "overrides": overrides,
         "seed": cli.config.seed_everything,
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
-        "data_fingerprint": None,
+        **data_record(cli),
         **machine(),
         "wandb_id": cli.run.id,
         "test_looks": 0,
     }
+
+
+def shell(arguments: list[str]) -> str:
+    """The command line, as it can be typed again."""
+    return shlex.join(["litlab", "fit", *arguments])
 
 
 def shown(path: Path) -> str:

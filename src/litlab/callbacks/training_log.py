@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from litlab.callbacks.checkpoints import of_all_ranks, of_rank
+
 
 class TrainingLog(Callback):
     """Logs train/loss, the mean over the examples or tokens since the last log, and train/loss_epoch, over the whole epoch.
@@ -26,6 +28,20 @@ class TrainingLog(Callback):
         self._size = 0
         self._epoch_sum = 0.0
         self._epoch_size = 0.0
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the sums of all processes."""
+        sums = (self.loss, self._sum, self._size, self._epoch_sum, self._epoch_size)
+        checkpoint["training_log"] = of_all_ranks(trainer, sums)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continue the sums."""
+        if sums := checkpoint.get("training_log"):
+            self.loss, self._sum, self._size, self._epoch_sum, self._epoch_size = of_rank(trainer, sums)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum up where the losses are."""
+        self._sum = self._sum.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin new sums."""
@@ -105,6 +121,9 @@ class ProgressBar(TQDMProgressBar):
         """Print, once, what is derived from the batch size and the number of devices."""
         self._say(describe(trainer, pl_module))
         super().on_train_start(trainer, pl_module)
+        if trainer.fit_loop.restarted_mid_epoch:  # then nobody announces the epoch
+            self._say(f"resumed    at step {trainer.global_step:,}, in epoch {trainer.current_epoch + 1}")
+            self.on_train_epoch_start(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Begin the epoch's bar."""

@@ -46,10 +46,14 @@ class MNIST(LightningDataModule):
         self.validation_size = validation_size
         self.seed = seed
         self.fingerprint: str | None = None
+        self.images: dict[str, torch.Tensor] = {}
+        self.labels: dict[str, torch.Tensor] = {}
 
     def prepare_data(self) -> None:
         """Download what is not in the cache yet, and check it (one process per node, before anything is written)."""
-        mnist_files.read(self.source)
+        arrays = mnist_files.read(self.source)
+        self.fingerprint = mnist_files.fingerprint_of(arrays)
+        self.facts = {name: mnist_files.fingerprint_of({name: array}) for name, array in arrays.items()}
 
     def setup(self, stage: str | None = None) -> None:
         """Read the arrays into memory.
@@ -57,10 +61,9 @@ class MNIST(LightningDataModule):
         Raises:
             BadInput: if a file is missing or damaged, or the validation split leaves nothing to train on.
         """
-        if self.fingerprint:
+        if self.images:
             return
         arrays = mnist_files.read(self.source)
-        self.images, self.labels = {}, {}
         for name in ("train", "test"):
             self.images[name] = torch.from_numpy(arrays[f"{name}_images"])  # (examples, 784) uint8
             self.labels[name] = torch.from_numpy(arrays[f"{name}_labels"]).long()  # (examples,)
@@ -71,7 +74,6 @@ class MNIST(LightningDataModule):
                 f"data.validation_size is {self.validation_size}: it must be between 1 and {available - 1}, as the "
                 f"training file of {self.source!r} has {available} examples."
             )
-        self.fingerprint = mnist_files.fingerprint_of(arrays)
 
     def train_dataloader(self) -> TrainingBatches:
         """Shuffled training batches."""

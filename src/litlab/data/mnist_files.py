@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import io
+import math
+import os
 import pickle
 import sys
 import zipfile
@@ -46,9 +48,9 @@ def read(source: str) -> Arrays:
 
 
 def fingerprint_of(arrays: Arrays) -> str:
-    """The sha256 over the four arrays, in the order of the official files."""
+    """The sha256 over the arrays, in the order of the official files."""
     digest = hashlib.sha256()
-    for name in IDX_FILES:
+    for name in (name for name in IDX_FILES if name in arrays):
         digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
 
@@ -85,18 +87,22 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return self.ALLOWED[module, name]
         except KeyError:
-            raise BadInput(
-                f"the array file asks for {module}.{name}: it holds more than arrays and was not opened."
-            ) from None
+            wanted = "".join(filter(str.isprintable, f"{module}.{name}"))[:100]
+            raise BadInput(f"the array file asks for {wanted}: it holds more than arrays and was not opened.") from None
 
 
 def unpickle_arrays(file: IO[bytes]) -> Any:
     """Read a pickle of numpy arrays written by Python 2.
 
     Raises:
-        BadInput: if it holds anything but arrays.
+        BadInput: if it holds anything but arrays, or is damaged.
     """
-    return _ArrayUnpickler(file, encoding="latin1").load()
+    try:
+        return _ArrayUnpickler(file, encoding="latin1").load()
+    except BadInput:
+        raise
+    except Exception as error:  # pickle and numpy raise a dozen kinds for a file that is damaged
+        raise BadInput(f"the array file is damaged ({type(error).__name__}): download it again.") from error
 
 
 def _from_catalog() -> Arrays:
@@ -157,9 +163,9 @@ def read_idx_folder(folder: Path) -> Arrays:
     Raises:
         BadInput: if the folder or a file is missing, or a file is not what its name says.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib's own method raises for a name that is too long
         raise BadInput(
-            f"data.source is {str(folder)!r}: it must be catalog, hub, or a folder with MNIST's IDX files, and no such folder exists."
+            f"data.source is {str(folder)!r:.200}: it must be catalog, hub, or a folder with MNIST's IDX files, and no such folder exists."
         )
     arrays = {name: _read_idx(folder, file) for name, file in IDX_FILES.items()}
     for name in ("train", "test"):
@@ -168,6 +174,8 @@ def read_idx_folder(folder: Path) -> Arrays:
             raise BadInput(
                 f"{folder} has {len(images)} {name} images but {len(labels)} {name} labels: the files do not belong together."
             )
+        if not len(images):
+            raise BadInput(f"{folder / IDX_FILES[f'{name}_images']} has no images: download it again.")
         if labels.max(initial=0) > 9:
             raise BadInput(
                 f"{folder / IDX_FILES[f'{name}_labels']} has the label {labels.max()}: MNIST's labels are 0 to 9."
@@ -194,11 +202,13 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
             f"{path} begins with {content[:4].hex() or 'nothing'} instead of {expected.hex()}: it is not an IDX file of {dimensions} dimensions."
         )
     header = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:header], ">u4").astype(int)
-    if len(shape) != dimensions or len(content) != header + int(shape.prod()):
+    if len(content) < header:
+        raise BadInput(f"{path} has {len(content)} bytes, its header alone {header}: download it again.")
+    shape = np.frombuffer(content[4:header], ">u4").tolist()
+    if len(content) != header + math.prod(shape):
         raise BadInput(
-            f"{path} has {len(content)} bytes, its header promises {header + int(shape.prod())}: download it again."
+            f"{path} has {len(content)} bytes, its header promises {header + math.prod(shape)}: download it again."
         )
-    if dimensions == 3 and tuple(shape[1:]) != (28, 28):
+    if dimensions == 3 and shape[1:] != [28, 28]:
         raise BadInput(f"{path} has images of {shape[1]} x {shape[2]} pixels: MNIST's are 28 x 28.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

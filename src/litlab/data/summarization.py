@@ -108,6 +108,7 @@ class Summarization(LightningDataModule):
         self._tokenizer = tokenizer or tokens.open_tokenizer(folder)
         self.splits = {name: tokens.Split(folder / name) for name in meta["examples"]}
         self.fingerprint = meta["key"]
+        self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
         self.description = tables.describe(source.name, meta)
 
     def setup(self, stage: str | None = None) -> None:

@@ -97,6 +97,7 @@ class TextClassification(LightningDataModule):
         self.splits = {name: tokens.Split(folder / name) for name in meta["examples"]}
         self.class_names: list[str] = meta["class_names"]
         self.fingerprint = meta["key"]
+        self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
         self.description = tables.describe(source.name, meta)
 
     def setup(self, stage: str | None = None) -> None:
@@ -216,7 +217,7 @@ def checked(rows: Rows, column: str) -> Rows:
             raise BadInput(f"{where} has the label {label!r:.50}; strings or integers are right, as in 1 and not 1.0.")
         if isinstance(label, str) != isinstance(rows.labels[0], str):
             raise BadInput(
-                f"{where} has the label {label!r}, row {rows.ids[0] + 1} has {rows.labels[0]!r}: use strings or integers, not both."
+                f"{where} has the label {label!r:.50}, row {rows.ids[0] + 1} has {rows.labels[0]!r:.50}: use strings or integers, not both."
             )
     if (classes := len(set(rows.labels))) > max(20, 0.8 * len(rows)):  # of a few rows all may well be different
         raise BadInput(
@@ -243,7 +244,7 @@ def encode(splits: dict[str, Rows], column: str) -> tuple[list[str], dict[str, n
     known, names = set(splits["train"].labels), splits["train"].class_names
     if len(known) < 2:
         raise BadInput(
-            f"{place}: all {size:,} labels in column {column!r} are {next(iter(known))!r}; a classifier needs two classes or more."
+            f"{place}: all {size:,} labels in column {column!r} are {next(iter(known))!r:.50}; a classifier needs two classes or more."
         )
     if names and all(isinstance(label, int) for label in known):
         order: list[Any] = list(range(len(names)))
@@ -255,9 +256,9 @@ def encode(splits: dict[str, Rows], column: str) -> tuple[list[str], dict[str, n
     for rows in splits.values():
         for row, label in zip(rows.ids, rows.labels, strict=True):
             if label not in known or label not in numbers:
-                shown = ", ".join(map(repr, sorted(known, key=str)[:8]))
                 raise BadInput(
-                    f"{rows.place}, row {row + 1}: the label {label!r} is not in the training split, which has {shown}; correct it, "
+                    f"{rows.place}, row {row + 1}: the label {label!r:.50} is not in the training split, which has "
+                    f"{tables.shown(sorted(known, key=str))}; correct it, "
                     "delete the row, or choose another split."
                 )
     return names, {
@@ -266,5 +267,5 @@ def encode(splits: dict[str, Rows], column: str) -> tuple[list[str], dict[str, n
 
 
 def is_integer(label: Any) -> bool:
-    """Whether a label is a whole number, perhaps written as text."""
-    return isinstance(label, int) or bool(re.fullmatch("[+-]?[0-9]+", label))
+    """Whether a label is a whole number, perhaps written as text; more digits than Python converts are text."""
+    return isinstance(label, int) or bool(re.fullmatch("[+-]?[0-9]{1,4000}", label))

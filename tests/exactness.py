@@ -1,0 +1,68 @@
+"""Compares two finished runs bit for bit: everything but where and when they ran, and how long it took."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+
+ELSEWHERE = ("run", "dirpath", "best_model_path", "kth_best_model_path", "last_model_path")  # names of places
+
+
+def differing(one: Path, two: Path) -> list[str]:
+    """What differs between two run directories, each as a path into a file; empty if nothing does."""
+    found = []
+    names = sorted({file.name for run in (one, two) for file in (run / "checkpoints").glob("*.ckpt")})
+    for name in names:
+        contents = [
+            torch.load(run / "checkpoints" / name, weights_only=True) if (run / "checkpoints" / name).exists() else None
+            for run in (one, two)
+        ]
+        found += _differing(*contents, name)
+    for name in ("metrics.csv", "config.yaml"):
+        found += _differing((one / name).read_text().splitlines(), (two / name).read_text().splitlines(), name)
+    scores = [
+        {split: {**result, "at": None} for split, result in json.loads((run / "eval.json").read_text()).items()}
+        for run in (one, two)
+    ]
+    found += _differing(*scores, "eval.json")
+    tables = [pyarrow.parquet.read_table(run / "predictions" / "val.parquet").to_pydict() for run in (one, two)]
+    found += _differing(*tables, "predictions")
+    best = [json.loads((run / "run.json").read_text()) for run in (one, two)]
+    return found + [name for name in ("steps", "best", "status", "data_fingerprint") if best[0][name] != best[1][name]]
+
+
+def deterministic(columns: list[str]) -> list[str]:
+    """The columns of metrics.csv without those of time, throughput and memory."""
+    return [name for name in columns if not name.startswith(("time/", "throughput/", "memory/"))]
+
+
+def _differing(one: Any, two: Any, place: str) -> list[str]:
+    if type(one) is not type(two):
+        return [f"{place}: {one!r:.60} and {two!r:.60}"]
+    if isinstance(one, dict):
+        one, two = ({_anywhere(key): value for key, value in part.items()} for part in (one, two))
+        keys = [key for key in {**one, **two} if key not in ELSEWHERE]
+        return [line for key in keys for line in _differing(one.get(key), two.get(key), f"{place}/{key}")]
+    if isinstance(one, list | tuple):
+        if len(one) != len(two):
+            return [f"{place}: {len(one)} and {len(two)} items"]
+        return [line for i, pair in enumerate(zip(one, two, strict=True)) for line in _differing(*pair, f"{place}/{i}")]
+    if torch.is_tensor(one):
+        same = one.dtype == two.dtype and one.shape == two.shape and _bits(one) == _bits(two)
+    elif isinstance(one, float):
+        same = np.float64(one).tobytes() == np.float64(two).tobytes()
+    else:
+        same = one == two
+    return [] if same else [f"{place}: {one!r:.60} and {two!r:.60}"]
+
+
+def _bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def _anywhere(key: Any) -> Any:
+    """A key that is a path, without its folder."""
+    return Path(key).name if isinstance(key, str) and key.startswith("/") else key
