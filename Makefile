@@ -15,7 +15,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint .venv/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval test test-slow lint format notebook clean
+.PHONY: help setup train eval test test-slow drill lint format notebook clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: .venv/installed-dev ## run the tests, about five minutes: make test ARGS="
 
 test-slow: .venv/installed-dev ## run the tests that train on all of MNIST
 	@.venv/bin/pytest -m slow $(ARGS)
+
+drill: .venv/installed-dev ## kill trainings at random moments, continue and compare them: make drill ARGS="--kills 100"
+	@.venv/bin/python tests/drill.py $(ARGS)
 
 lint: .venv/installed-dev ## check format, style and types
 	@.venv/bin/ruff format --check .

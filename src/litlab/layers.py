@@ -1,6 +1,5 @@
 """Where settings, runs and the project lie. Known before anything heavy is imported, so that a wrong name is answered at once."""
 
-import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ def links(model: Any, data: Any) -> dict[str, str]:
         model: the model's class, or None.
         data: the data module's class, or None.
     """
-    of_model, of_data = (set(inspect.signature(owner).parameters) if owner else set() for owner in (model, data))
+    of_model, of_data = (explain.parameters(owner) if owner else {} for owner in (model, data))
     found = {}
     if "seed" in of_data:
         found["data.seed"] = "seed_everything"
@@ -129,7 +128,7 @@ def all_files(arguments: list[str]) -> list[Path]:
         BadInput: if one is missing or is not settings.
     """
     files = config_files(arguments)
-    if not files or not files[0].with_name("run.json").is_file():
+    if not files or not os.path.isfile(files[0].parent / "run.json"):
         files.insert(0, base_file(files))
     check(files)
     return files

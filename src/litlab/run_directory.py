@@ -217,6 +217,12 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
+    def tidy(self) -> None:
+        """Remove the half-written files of a process that was killed; only for the holder of the lock."""
+        for remains in [*self.path.glob(".*"), *self.path.glob("*/.*")]:
+            if remains.is_file():
+                remains.unlink()
+
     @property
     def is_locked(self) -> bool:
         """Whether this process works on the run."""

@@ -105,6 +105,7 @@ def open_run(cli: LitlabCLI, arguments: list[str]) -> None:
         length = load(start.checkpoint)["litlab"]["metrics_csv"] if start.checkpoint else None
     else:
         record = run.record()
+        run.tidy()
         refuse_other_data(cli, record)
         report_changes(cli, record)
         content = load(start.checkpoint) if start.checkpoint else None

@@ -1,0 +1,225 @@
+"""The kill drill: trains, kills, repeats the same command until it is done, and compares with a run that was not killed.
+
+    python tests/drill.py --kills 100
+
+Every training is the real command on the real data, cut short, and every kill is a SIGKILL at a random moment of a stage of
+the training, of the process or of all that it has started. In the end each run must be one directory that equals the
+other bit for bit.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exactness import differing
+
+PROJECT = Path(__file__).resolve().parents[1]
+KILLS_PER_RUN = 11
+PATIENCE = 600  # seconds for a training that nobody kills
+COMMON = ("--trainer.log_every_n_steps=1", "--last_checkpoint.every_minutes=0.02")
+OPTIONS = {
+    "mnist_mlp": ("--trainer.max_epochs=3", "--trainer.limit_train_batches=200", "--trainer.limit_val_batches=3"),
+    "bert_cls": (
+        "--trainer.max_epochs=2",
+        "--trainer.limit_train_batches=12",
+        "--trainer.limit_val_batches=2",
+        "--data.evaluation_batch_size=32",
+    ),
+    "t5_sum": (
+        "--trainer.max_epochs=2",
+        "--trainer.limit_train_batches=16",
+        "--trainer.limit_val_batches=2",
+        "--data.evaluation_batch_size=16",
+    ),
+}
+STAGES = ("start-up", "download", "preparation", "training", "validation", "checkpoint", "scoring", "end")
+
+
+@dataclass
+class Drill:
+    """One experiment on its way through kills.
+
+    Args:
+        experiment: its name.
+        room: folder of the caches and runs.
+        dice: decides when.
+        counts: kills by stage.
+    """
+
+    experiment: str
+    room: Path
+    dice: random.Random
+    counts: Counter[str]
+
+    @property
+    def runs(self) -> list[Path]:
+        """The run directories, oldest first."""
+        return sorted(file.parent for file in (self.room / "runs" / self.experiment).glob("2*/run.json"))
+
+    def reference(self) -> Path:
+        """A run that nobody kills."""
+        done = self.start(self.room / "unkilled").wait(PATIENCE)
+        assert done == 0, (self.room / "output").read_text()
+        return (self.room / "unkilled" / self.experiment / "latest").resolve()
+
+    def start(self, runs: Path) -> subprocess.Popen[bytes]:
+        """The one command that is given again and again."""
+        command = [sys.executable, "-m", "litlab", "fit", "-c", f"configs/experiment/{self.experiment}.yaml"]
+        settings = {"LITLAB_RUNS": str(runs), "LITLAB_CACHE": str(self.room / "cache"), "WANDB_MODE": "offline"}
+        with (self.room / "output").open("wb") as output:
+            return subprocess.Popen(
+                [*command, *COMMON, *OPTIONS[self.experiment], "--resume=auto"],
+                cwd=PROJECT,
+                env={**os.environ, **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def survive(self, kills: int) -> list[str]:
+        """Kill and start again until the run is finished; what was wrong, if anything was."""
+        first = self.dice.randrange(len(STAGES))
+        stages = [STAGES[(first + i) % len(STAGES)] for i in range(kills)]
+        stages.sort(key=lambda stage: -STAGES.index(stage) + self.dice.uniform(-2, 2))  # roughly as they come
+        before = len(self.runs)
+        while True:
+            stage = stages.pop() if stages else ""
+            self.forget(stage)
+            process = self.start(self.room / "runs")
+            if stage and self.kill_at(stage, process):
+                self.counts[stage] += 1
+                print(f"  kill {self.counts.total():>3}  {self.experiment}  {stage}{self.progress()}", flush=True)
+            elif (status := process.wait(PATIENCE)) != 0:
+                return [f"{self.experiment}: exit status {status}\n{(self.room / 'output').read_text()}"]
+            if len(self.runs) > before and json.loads((self.runs[-1] / "run.json").read_text())["status"] == "finished":
+                break
+        lost = len(self.runs) - before - 1
+        return [f"{self.experiment}: {lost} runs were lost"] * bool(lost)
+
+    def forget(self, stage: str) -> None:
+        """Empty the part of the cache that the stage fills."""
+        if stage == "download":
+            shutil.rmtree(self.room / "cache", ignore_errors=True)
+        if stage == "preparation":
+            for name in ("tokens", "mnist"):
+                shutil.rmtree(self.room / "cache" / name, ignore_errors=True)
+
+    def kill_at(self, stage: str, process: subprocess.Popen[bytes]) -> bool:
+        """Kill somewhere in a stage; False if the training is over before."""
+        started, rows = time.time(), len(self.rows())
+        cache = self.room / "cache"
+        reached: dict[str, tuple[Callable[[], bool], float]] = {  # what shows the stage, and most seconds to wait then
+            "start-up": (lambda: True, 9),
+            "download": (lambda: any(cache.glob("packages/.*.????????/*")), 0.5),
+            "preparation": (lambda: any(cache.glob("[!p]*/.*.????????/*")), 2),
+            "training": (lambda: len(self.rows()) > rows + 2, 3),
+            "validation": (lambda: len(self.rows()) > rows and self.is_validating(), 0.3),
+            "checkpoint": (lambda: self.newest("checkpoints/.*.ckpt.*") > started, 0.2),
+            "scoring": (lambda: len(self.rows()) > rows and self.is_trained(), 1),
+            "end": (lambda: self.newest("eval.json") > started, 0.5),
+        }
+        shows, longest = reached[stage]
+        while process.poll() is None and not shows():
+            time.sleep(0.002)
+        until = time.monotonic() + self.dice.uniform(0, longest) * self.dice.choice([1, 1, 0.1])
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+        if process.poll() is not None:
+            return False
+        if self.dice.random() < 0.5:
+            os.killpg(process.pid, signal.SIGKILL)  # as a cluster does
+        else:
+            process.kill()  # as the kernel does when memory is short
+        process.wait()
+        return True
+
+    def newest(self, pattern: str) -> float:
+        """When the last of some files of the run was written; 0 if there is none."""
+        times = [0.0]
+        for file in self.runs[-1].glob(pattern) if self.runs else ():
+            with contextlib.suppress(OSError):
+                times.append(file.stat().st_mtime)
+        return max(times)
+
+    def rows(self) -> list[dict[str, str]]:
+        """What the newest run has logged."""
+        try:
+            with (self.runs[-1] / "metrics.csv").open(newline="") as file:
+                return list(csv.DictReader(file))
+        except (OSError, IndexError):
+            return []
+
+    def is_validating(self) -> bool:
+        """Whether the last row is the loss of a step that a validation follows."""
+        last = self.rows()[-1]
+        steps = int(OPTIONS[self.experiment][1].partition("=")[2])
+        return bool(last.get("train/loss")) and (int(last["step"]) + 1) % steps == 0
+
+    def is_trained(self) -> bool:
+        """Whether the last epoch is over."""
+        last = self.rows()[-1]
+        epochs = int(OPTIONS[self.experiment][0].partition("=")[2])
+        return bool(last.get("train/loss_epoch")) and last["epoch"] == str(epochs - 1)
+
+    def progress(self) -> str:
+        """How far the newest run had come."""
+        rows = self.rows()
+        return f", step {rows[-1]['step']}" if rows else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the drill and print its result; 0 if nothing was lost and nothing differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="in all, shared by the experiments")
+    parser.add_argument("--experiments", nargs="+", choices=sorted(OPTIONS), default=list(OPTIONS))
+    parser.add_argument("--seed", type=int, default=0, help="decides when to kill; moments are never quite the same")
+    options = parser.parse_args(arguments)
+    began, wrong, compared = time.monotonic(), [], 0
+    dice = random.Random(options.seed)
+    with tempfile.TemporaryDirectory(prefix="litlab-drill-") as folder:
+        counts: Counter[str] = Counter()
+        for i, experiment in enumerate(options.experiments):
+            room = Path(folder, experiment)
+            room.mkdir()
+            kills = options.kills // len(options.experiments) + (i < options.kills % len(options.experiments))
+            drill = Drill(experiment, room, dice, counts)
+            print(f"{experiment}: {kills} kills, and once without", flush=True)
+            whole = drill.reference()
+            while kills > 0:
+                of_this_run = min(kills, KILLS_PER_RUN)
+                before = counts.total()
+                problems = drill.survive(of_this_run) or differing(whole, drill.runs[-1])
+                print(
+                    f"  {'NOT THE SAME' if problems else 'the same bits'} after {of_this_run} kills",
+                    *problems,
+                    sep="\n  ",
+                )
+                wrong += problems
+                compared += 1
+                kills -= max(1, counts.total() - before)
+    minutes = (time.monotonic() - began) / 60
+    stages = ", ".join(f"{stage} {counts[stage]}" for stage in STAGES if counts[stage])
+    lost = sum("lost" in problem for problem in wrong)
+    print(
+        f"drill: {counts.total()} kills ({stages}) of {compared} runs in {minutes:.1f} minutes: {lost} lost runs, "
+        f"{len(wrong) - lost} differences"
+    )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
