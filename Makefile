@@ -15,7 +15,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint .venv/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval test test-slow drill lint format notebook clean
+.PHONY: help setup train eval test test-slow fuzz drill lint format notebook clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,10 +29,13 @@ eval: .venv/installed ## score a run on the test split: make eval RUN=latest
 	@$(LITLAB) eval $(RUN) $(ARGS)
 
 test: .venv/installed-dev ## run the tests, about five minutes: make test ARGS="tests/data -k idx"
-	@.venv/bin/pytest -m "not slow" $(ARGS)
+	@.venv/bin/pytest -m "not slow and not fuzz" $(ARGS)
 
 test-slow: .venv/installed-dev ## run the tests that train on all of MNIST
 	@.venv/bin/pytest -m slow $(ARGS)
+
+fuzz: .venv/installed-dev ## feed 20,000 random inputs to the readers and the configuration
+	@.venv/bin/pytest -m fuzz tests/fuzz $(ARGS)
 
 drill: .venv/installed-dev ## kill trainings at random moments, continue and compare them: make drill ARGS="--kills 100"
 	@.venv/bin/python tests/drill.py $(ARGS)

@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -264,7 +265,7 @@ def test_a_key_that_the_server_refuses_means_offline(tmp_path: Path, server: Wan
     assert logged(history(run)) == [(1, 0.5)]
 
 
-@pytest.mark.parametrize("failure", ["die", "hang"])
+@pytest.mark.parametrize("failure", ["die", "hang", "fail"])
 def test_the_end_waits_no_longer_than_finish_timeout_for_a_server_that_fails(
     tmp_path: Path, server: WandbServer, key: str, failure: str
 ) -> None:
@@ -292,6 +293,70 @@ def test_the_end_waits_no_longer_than_finish_timeout_for_a_server_that_fails(
     assert seconds < 2 + 4
     assert process.returncode == 0
     assert logged(history(run)) == [(1, 0.5), (2, 0.6)]
+
+
+def log_and_die(run: Path, values: list[float], step: int) -> None:
+    """Log offline in a process that is killed when its rows are on disk."""
+    script = f"""if True:
+        import time
+        from litlab.loggers import Wandb
+        logger = Wandb(save_dir={str(run)!r}, mode="offline")
+        for step, value in enumerate({values}, {step}):
+            logger.log_metrics({{"val/accuracy": value}}, step=step)
+        print("begun", flush=True)
+        time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout and process.stdout.readline() == b"begun\n"
+        time.sleep(4)  # W&B's log is written every two seconds
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_run_that_was_killed_offline_continues_online_as_one_run_with_all_its_rows(
+    tmp_path: Path, server: WandbServer, key: str
+) -> None:
+    run = run_folder(tmp_path)
+    log_and_die(run, [0.1, 0.2], 1)
+    empty = run / "wandb" / "offline-run-20000101_000000-run"  # of a process that was killed at once
+    empty.mkdir()
+    (empty / "run-run.wandb").write_bytes(b":W&B\xe1\xbe\x00")
+    log_and_die(run, [0.3], 3)
+    assert not server.rows
+    Wandb(save_dir=str(run)).log_metrics({"val/accuracy": 0.4}, step=4)
+    wandb.finish()
+    assert list(server.rows) == ["run"] and logged(server.rows["run"]) == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    assert not empty.exists()
+
+
+def test_offline_fragments_of_one_run_can_be_sent_later(tmp_path: Path, server: WandbServer, key: str) -> None:
+    run = run_folder(tmp_path)
+    log_and_die(run, [0.1, 0.2], 1)
+    Wandb(save_dir=str(run), mode="offline").log_metrics({"val/accuracy": 0.3}, step=3)
+    wandb.finish()
+    fragments = sorted(map(str, run.glob("wandb/offline-run-*")))
+    assert len(fragments) == 2
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *fragments], capture_output=True, check=True)
+    assert list(server.rows) == ["run"] and logged(server.rows["run"]) == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+@pytest.mark.parametrize("failure", ["die", "hang", "fail"])
+def test_a_server_that_fails_in_the_middle_changes_nothing_of_a_training(
+    litlab, project: Path, server: WandbServer, key: str, failure: str
+) -> None:
+    options = (*FIT, *set_loggers(project, finish_timeout=2), "--trainer.max_epochs=8")
+    assert litlab(*options, WANDB_MODE="disabled").returncode == 0
+    alone = latest(project)
+    command = [sys.executable, "-m", "litlab", *options]
+    with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not server.rows:
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.01)
+        getattr(server, failure)()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    run = latest(project)
+    assert run != alone and (run / "metrics.csv").read_bytes() == (alone / "metrics.csv").read_bytes()
+    assert logged(history(run)) == accuracies(run)
 
 
 def test_an_offline_run_after_an_online_one_in_the_same_process_stays_offline(

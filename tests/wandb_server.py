@@ -25,6 +25,7 @@ class WandbServer:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.exit_codes: dict[str, int] = {}
         self.refuses = False
+        self.fails = False
         self._answers = threading.Event()
         self._answers.set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -42,6 +43,10 @@ class WandbServer:
         """Close the port: from now on connections are refused."""
         self._server.shutdown()
         self._server.server_close()
+
+    def fail(self) -> None:
+        """Answer everything with an error of the server."""
+        self.fails = True
 
     def hang(self) -> None:
         """Accept connections, but do not answer any more."""
@@ -62,6 +67,9 @@ class WandbServer:
                 server._answers.wait()
                 if server.refuses:
                     self.send_error(401)
+                    return
+                if server.fails:
+                    self.send_error(500)
                     return
                 answer: dict[str, Any] = {}
                 if self.path == "/graphql":
@@ -91,12 +99,27 @@ class WandbServer:
                 self.configs[run] = {name: item["value"] for name, item in json.loads(values["config"]).items()}
             self.groups[run] = values.get("groupName") or self.groups.get(run, "")
             project = {"id": "p", "name": values["project"], "entity": {"id": "e", "name": "someone"}}
-            bucket = {"id": "b", "name": run, "displayName": run, "project": project, "historyLineCount": 0}
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            lines = len(self.rows.get(run, []))
+            bucket = {"id": "b", "name": run, "displayName": run, "project": project, "historyLineCount": lines}
+            return {"upsertBucket": {"bucket": bucket, "inserted": not lines}}
+        if "RunResumeStatus" in query:
+            return {"model": self._resumed(values)}
         if "createRunFiles" in query:  # without this answer wandb-core crashes
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in values["files"]]
             return {"createRunFiles": {"runID": values["run"], "uploadHeaders": [], "files": files}}
         return {}
+
+    def _resumed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What is known of a run that may be continued; the strings are JSON within JSON."""
+        run, entity = values["name"], {"id": "e", "name": "someone"}
+        bucket = None
+        if rows := self.rows.get(run):
+            lines = {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0}
+            tails = {"historyTail": json.dumps([json.dumps(rows[-1])]), "eventsTail": "[]", "summaryMetrics": "{}"}
+            config = json.dumps({name: {"value": value} for name, value in self.configs.get(run, {}).items()})
+            names = {"id": "b", "name": run, "displayName": run, "tags": [], "notes": None, "wandbConfig": None}
+            bucket = {**names, **lines, **tails, "config": config}
+        return {"id": "p", "name": values["project"], "entity": entity, "bucket": bucket}
 
     def _file_stream(self, run: str, body: dict[str, Any]) -> None:
         if history := body.get("files", {}).get("wandb-history.jsonl"):

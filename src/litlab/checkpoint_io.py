@@ -24,7 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             BadInput: if the disk is full; the checkpoint that was there is intact.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(exist_ok=True)  # not its parents: a run directory that has vanished stays so
         with explain_full_disk(target.parent, "writing a checkpoint", "LITLAB_RUNS"), open_atomically(target) as file:
             torch.save(checkpoint, file)
 

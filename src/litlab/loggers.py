@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import os
+import shutil
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +19,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from litlab.run_directory import write_atomically
 
 WandbMode = Literal["online", "offline", "disabled"]
+
+EMPTY_LOG = 7  # bytes: the header alone
+SYNC_TIMEOUT = 60  # seconds
 
 
 class MetricsCsv(Logger):
@@ -119,7 +125,7 @@ class Wandb(WandbLogger):
         project: str = "litlab",
         mode: WandbMode | None = None,
         connect_timeout: float = 20,
-        finish_timeout: float = 60,
+        finish_timeout: float = 20,
         save_dir: str = ".",
     ) -> None:
         # W&B's telemetry goes out even in offline mode, and delays the end by 20 seconds if the server does not answer.
@@ -154,9 +160,31 @@ class Wandb(WandbLogger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: the run's config is complete from its beginning."""
 
+    def _send_fragments(self) -> None:
+        """Send what earlier processes of a run that is continued have logged offline, so that rows arrive in their order."""
+        logs = self._folder.glob("wandb/offline-run-*/run-*.wandb")
+        unsent = [log for log in logs if not log.with_name(f"{log.name}.synced").exists()]
+        if unsent:
+            print("W&B: sending what was logged offline", file=sys.stderr)
+            command = [sys.executable, "-m", "wandb", "sync", *(str(log.parent) for log in sorted(unsent))]
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(command, capture_output=True, timeout=SYNC_TIMEOUT)
+        if any(not log.with_name(f"{log.name}.synced").exists() for log in unsent):
+            print(
+                f"W&B: not all could be sent; wandb sync {self._folder}/wandb/offline-run-* sends it later",
+                file=sys.stderr,
+            )
+
     def _begin(self, mode: WandbMode) -> None:
         import wandb
 
+        for log in self._folder.glob("wandb/*run-*/run-*.wandb"):
+            if log.stat().st_size <= EMPTY_LOG:
+                shutil.rmtree(
+                    log.parent
+                )  # of a process that was killed at once; wandb sync sends nothing at all if it meets one
+        if mode == "online":
+            self._send_fragments()
         config = yaml.safe_load((self._folder / "config.yaml").read_text())
         config["git_commit"] = json.loads((self._folder / "run.json").read_text())["git"]["commit"]
         self._wandb_init["mode"] = mode

@@ -315,7 +315,7 @@ def explain_lost_directory(run: RunDirectory) -> Iterator[None]:
             ) from error
         if error.errno in UNWRITABLE or str(error.filename).startswith(str(run.path)):
             raise BadInput(
-                f"{error.filename or run.path} cannot be written ({error.strerror}): free some space or make it writable; {continuing(run)}"
+                f"{error.filename or run.path} cannot be written ({error.strerror}): make the disk writable and continue the run."
             ) from error
         raise
 
@@ -332,14 +332,8 @@ def explain_dead_worker() -> Iterator[None]:
     except RuntimeError as error:
         if not (found := re.search(r"DataLoader worker \(pid.*?\) .*", str(error))):
             raise
-        raise BadInput(
-            f"a process that loads data has died, often for lack of memory: {found[0].rstrip('. ')}."
-        ) from error
-
-
-def continuing(run: RunDirectory) -> str:
-    """How to continue a run, in words."""
-    return f"make train RESUME={run.experiment}/{run.id} continues the run."
+        print(f"litlab: a process that loads data has died, often for lack of memory: {found[0]}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from error
 
 
 @contextmanager
@@ -370,8 +364,7 @@ def recorded(cli: LitlabCLI) -> Iterator[None]:
             cli.run.release()
             if status != "finished":
                 print(f"\nrun   {shown(cli.run.path)} ({status})", file=sys.stderr)
-            if status == "interrupted":
-                print(f"next  make train RESUME={cli.run.experiment}/{cli.run.id}", file=sys.stderr)
+                print(f"next  make train RESUME={cli.run.experiment}/{cli.run.id}   continues it", file=sys.stderr)
 
 
 def data_record(cli: LitlabCLI) -> dict[str, Any]:

@@ -27,12 +27,10 @@ def random_state() -> State:
     """The state of all global random number generators, as plain values and tensors."""
     version, numbers, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=False)
+    key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     return {
         "python": (version, torch.tensor(numbers), gauss),
-        "numpy": {
-            **numpy_state,
-            "state": {**numpy_state["state"], "key": torch.from_numpy(numpy_state["state"]["key"])},
-        },
+        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": key}},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -42,8 +40,8 @@ def set_random_state(state: State) -> None:
     """Make all global random number generators continue from `state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
-    numpy_state = state["numpy"]
-    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].numpy()}})
+    inner = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": inner["key"].numpy().astype(np.uint32)}})
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():  # another machine cannot be exact anyway
         torch.cuda.set_rng_state_all(state["cuda"])
