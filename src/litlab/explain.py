@@ -6,6 +6,8 @@ Nothing is validated here: jsonargparse has found the problem, this finds the pl
 import difflib
 import importlib
 import inspect
+import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +20,11 @@ import yaml
 OPEN, CLOSE = "\u27e6", "\u27e7"  # around a finished explanation; the command line takes them off
 ROLES = {"model": "a LightningModule", "data": "a LightningDataModule"}
 PLAIN_NAMES = {"NoneType": "null", "str": "text", "bool": "true or false"}
+# new lines, orders to a terminal, and what is no character
+UNREADABLE = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+REQUIRED = "the following arguments are required: "  # jsonargparse's words
+LONGEST = 500  # characters of a sentence
+MOST_VALUES = 10_000  # in one configuration file
 
 
 @dataclass
@@ -26,7 +33,7 @@ class Place:
 
     Args:
         text: what to show: "--model.hiden=64", or the file, its line and the key.
-        path: the key, split at its dots, without init_args and the + of lists.
+        path: the key, split at its dots, without init_args, << and the + of lists.
         value: as it was written; None for a mapping or a list.
         owner: the class that the setting is an argument of, if it stands beside it.
     """
@@ -50,7 +57,7 @@ class Settings:
         for argument in _joined(arguments):
             if argument.startswith("--"):
                 name, _, value = argument[2:].partition("=")
-                self.places.append(Place(argument, _plain_path(name), value))
+                self.places.append(Place(one_line(argument), _plain_path(name), value))
 
     def find(self, key: str, value: str | None = None) -> Place:
         """The last place that sets `key`, preferably to `value`; else the last that has this value.
@@ -83,12 +90,12 @@ def _places(file: Path, node: Any, path: list[str], owner: str | None) -> Iterat
             here = [*path, str(name.value)]
             value = child.value if isinstance(child, yaml.ScalarNode) else None
             text = f"{file}, line {name.start_mark.line + 1}, {'.'.join(here)}"
-            yield Place(text, _plain_path(".".join(here)), value, owner)
+            yield Place(one_line(text), _plain_path(".".join(here)), value, owner)
             yield from _places(file, child, here, chosen if name.value == "init_args" else None)
 
 
 def _plain_path(name: str) -> list[str]:
-    return [part.removesuffix("+") for part in name.split(".") if part != "init_args"]
+    return [part.removesuffix("+") for part in name.split(".") if part not in ("init_args", "<<")]
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -102,6 +109,12 @@ def _joined(arguments: list[str]) -> list[str]:
     return joined
 
 
+def one_line(text: str) -> str:
+    """A text for a person: on one line, without control characters, and not longer than can be read."""
+    plain = UNREADABLE.sub(" ", text)
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 3]}..."
+
+
 def problem(message: str, settings: Settings, options: list[str]) -> str:
     """One sentence for an error of the parser: the place, what is wrong, what is accepted, the closest spelling.
 
@@ -112,66 +125,133 @@ def problem(message: str, settings: Settings, options: list[str]) -> str:
     """
     if found := re.search(rf"{OPEN}(.*?){CLOSE}", message):  # a parser within the parser has explained it already
         return found[0]
-    return OPEN + _problem(message, settings, options) + CLOSE
+    if message.startswith(REQUIRED) and not _required(message) <= set(ROLES):
+        return message  # this is the parser within, and the one around it knows the place
+    return OPEN + one_line(_problem(message, settings, options)) + CLOSE
 
 
 def _problem(message: str, settings: Settings, options: list[str]) -> str:
     if found := re.search(r"unrecognized arguments: (.*)", message):
-        argument = found[1].split()[0]
+        argument = found[1].split(" ")[0]
+        if not argument.startswith("-"):
+            return f"{argument or repr(argument)}: this is no option; options begin with --, experiments with -c."
         return f"{argument}: there is no such option{_closest(argument.lstrip('-').split('=')[0], options)}."
+    if found := re.search(r"argument (\S+): expected one argument", message):
+        without = [place.text for place in settings.places if place.text.startswith(found[1]) and "=" not in place.text]
+        argument = (without or [found[1]])[-1]
+        return f"{argument}: the value is missing, {argument}=... is right."
     if found := re.search(r"Option '([^']+)' is not accepted|accept option '([^']+)'", message):
         return _unknown_key(found[1] or found[2], settings, options)
-    if found := re.search(r"arguments are required: (.*)", message):
-        return f"nothing says which {' and '.join(found[1].split(', '))} to use: name an experiment with -c configs/experiment/<name>.yaml."
+    key = re.search(r'Parser key "([^"]+)"', message)
+    if REQUIRED in message:
+        names = sorted(_required(message))
+        if not key:
+            return f"nothing says which {' and '.join(names)} to use: name an experiment with -c configs/experiment/<name>.yaml."
+        return f"{settings.find(key[1]).text}: {' and '.join(names)} must be set too, there is no default: --{key[1]}.{names[0]}=..."
+    if found := re.search(r"Key must be a string, got: (\w+)", message):
+        return f"{settings.find(found[1]).text}: the name of a setting must be text, {found[1]} is not."
     for part in ("model", "data"):
         import_class(settings.class_of(part) or "")  # an error in a researcher's own file is shown as it is
     if found := re.search(r"Problem with given class_path '([^']+)':\s*(.*)", message):
         place = settings.find(found[1], value=found[1])
         return f"{place.text}: {found[1]} cannot be used ({found[2].strip()}){_closest_class(found[1])}."
-    if found := re.search(r'Parser key "([^"]+)"', message):
+    if key and (found := re.search("Unable to load config [\"'](.*)[\"']", message)):
+        return f"{settings.find(key[1]).text}: {found[1]} is not accepted, single settings are, as in --{key[1]}.name=value."
+    if key:
         values = re.findall(r"(?:Got|Given) value: (.*)", message)
         value = values[-1] if values else "the value"
-        place = settings.find(found[1], value=value)
+        value = "null" if value == "None" else value
+        if nested := re.match(r"NestedArg\(key='(.*)', val='(.*)'\)", value):
+            value = nested[2]
+        place = settings.find(f"{key[1]}.{nested[1]}" if nested else key[1], value=value)
         if limit := re.search(r"Input should be (.*?)(?:,[^\[]*)? \[type=", message):
             return f"{place.text}: {value} is not accepted, expected {limit[1].replace('greater', 'a number greater').replace('less', 'a number less')}."
         kinds = re.findall(r"(?:Expected a|Not a valid subclass of) (.*?)(?:\. Got.*)?$", message, re.M)
-        accepted = list(dict.fromkeys(_plain(kind) for kind in kinds))
-        if found[1] in ROLES:
-            value, accepted = settings.class_of(found[1]) or value, [ROLES[found[1]]]
+        accepted = list(dict.fromkeys(_plain(kind) for kind in kinds if not kind.startswith("path but")))
+        if key[1] in ROLES:
+            named = "'class_path': '" in value
+            value, accepted = (settings.class_of(key[1]) or value) if named else value or "nothing", [ROLES[key[1]]]
         wanted = f"expected {' or '.join(accepted)}" if accepted else " ".join(message.split())
         words = [
             word for kind in accepted if kind.startswith("one of ") for word in kind.removeprefix("one of ").split(", ")
         ]
+        if base := re.search(r"Subtypes: .*?(\w+(?:\.\w+)+)", message):
+            words += _subclasses(import_class(base[1]))
         return f"{place.text}: {value} is not accepted, {wanted}{_closest(value, words)}."
     return " ".join(message.split()).removesuffix(".") + "."
 
 
 def file_problem(path: Path) -> str | None:
     """One sentence if a configuration file is missing or is not a YAML mapping of settings; None if it is fine."""
-    if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    found = _file_problem(path)
+    return one_line(found) if found else None
+
+
+def _file_problem(path: Path) -> str | None:
+    if not os.path.isfile(path):  # pathlib's own method raises for a name that is too long
+        known = sorted(file.stem for file in path.parent.glob("*.yaml")) if os.path.isdir(path.parent) else []
         if path.name == ".yaml" and known:
             return f"no experiment is named; known are {', '.join(known)}: make train EXP=<name>."
-        if path.is_dir() or path.suffix != ".yaml" or not known:
-            return f"{path} is not a file: -c takes a YAML file such as configs/experiment/<name>.yaml."
+        if os.path.isdir(path) or path.suffix != ".yaml" or not known:
+            return f"{path!s:.200} is not a file: -c takes a YAML file such as configs/experiment/<name>.yaml."
         return f"no {path.parent.name} {path.stem!r} ({path} does not exist){_closest(path.stem, known)}; known are {', '.join(known)}."
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        return f"{path}{line}: this is not YAML ({getattr(error, 'problem', None) or 'it is not text'})."
+        text = path.read_text()
+        content = yaml.safe_load(text)
+    except (yaml.reader.ReaderError, UnicodeDecodeError):
+        return f"{path}: this is not YAML (it is not text in UTF-8)."
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        return f"{path}{line}: this is not YAML ({error.problem})."
+    except (ValueError, LookupError, AttributeError) as error:  # what PyYAML raises for 2026-02-30 or `!!int many`
+        return f"{path}: one of its values is not what it looks like ({error}); put a text between quotes."
+    except RecursionError:
+        return f"{path}: its lists or settings are nested too deeply."
+    root = yaml.compose(text)
+    if _size(root, {}) > MOST_VALUES:
+        return f"{path} holds more than {MOST_VALUES:,} values, counting again what its aliases (*) repeat."
     if not isinstance(content, dict):
         return f"{path} must hold settings as `key: value` lines, it holds {'nothing' if content is None else type(content).__name__}."
-    for key in ("trainer", "checkpoint"):
-        if not isinstance(content.get(key, {}), dict):
-            return f"{path}: {key} must hold settings as indented `key: value` lines, it is {content[key]!r}."
-    return None
+    for key in ("trainer", "checkpoint", "last_checkpoint", "guard", *ROLES):
+        value = content.get(key, {})
+        if not isinstance(value, dict | str if key in ROLES else dict):
+            shown = "nothing" if value is None else repr(value)
+            return f"{path}: {key} must hold settings as indented `key: value` lines, it is {shown}."
+    return next((f"{path}, {problem}" for problem in _wrong_keys(root)), None)
+
+
+def _wrong_keys(node: Any) -> Iterator[str]:
+    """What jsonargparse does not see, or takes for something else: a key that stands twice, and init_args without names."""
+    seen = set()
+    for name, child in node.value if isinstance(node, yaml.MappingNode) else []:
+        line = f"line {name.start_mark.line + 1}"
+        if name.value in seen:
+            yield f"{line}: {name.value} stands there for the second time; keep one."
+        if name.value == "init_args" and not isinstance(child, yaml.MappingNode):
+            yield f"{line}: init_args must hold settings as indented `key: value` lines."
+        seen.add(name.value)
+    for child in _children(node):
+        yield from _wrong_keys(child)
+
+
+def _size(node: Any, known: dict[int, float]) -> float:
+    """How many values a node stands for; infinite if it holds an alias of itself."""
+    if isinstance(node, yaml.CollectionNode) and id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted: whoever meets it before is inside of it
+        known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
+    return known.get(id(node), 1)
+
+
+def _children(node: Any) -> list[Any]:
+    entries = node.value if isinstance(node, yaml.CollectionNode) else []
+    return [child for entry in entries for child in (entry if isinstance(entry, tuple) else [entry])]
 
 
 def first_sentence(message: str) -> str:
-    """What a library says of a problem, without line breaks and hints, ending with one full stop."""
-    return " ".join(message.split()).split(" HINT:")[0].split(". ")[0].rstrip(".!") + "."
+    """What a library says of a problem and what it would accept, without line breaks and hints, ending with one full stop."""
+    first, *others = " ".join(message.split()).split(" HINT:")[0].split(". ")
+    choices = [other for other in others if other.startswith(("Available names are", "Example choices"))]
+    return one_line("; ".join(part.rstrip(".,! ") for part in (first, *choices)) + ".")
 
 
 def option_lines(owner: type, without: set[str]) -> list[str]:
@@ -185,7 +265,7 @@ def option_lines(owner: type, without: set[str]) -> list[str]:
     entries = [entry for text in documents for entry in docstring_parser.parse(text or "").params]
     described = {entry.arg_name: entry.description or "" for entry in entries}
     lines = []
-    for name, default in _parameters(owner).items():
+    for name, default in parameters(owner).items():
         if name in without:
             continue
         text = " ".join(described.get(name, "").replace("``", "").split()).split(". ")[0].removesuffix(".")
@@ -194,35 +274,41 @@ def option_lines(owner: type, without: set[str]) -> list[str]:
     return lines
 
 
-def _parameters(function: Any) -> dict[str, Any]:
+def parameters(function: Any) -> dict[str, Any]:
+    """The named parameters of a class or function and their defaults; none if it is written in C and does not tell."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind in kinds
-    }
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return {}
+    return {name: parameter.default for name, parameter in signature.parameters.items() if parameter.kind in kinds}
 
 
 def import_class(class_path: str) -> Any:
     """The class of a dotted path, or None if there is none. Errors in the module itself are not caught: they are its author's."""
     module, _, name = class_path.rpartition(".")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        return None
     try:
-        return getattr(importlib.import_module(module), name, None)
+        found = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             return None
         raise  # the module is there, but imports what is not
-    except ValueError:  # an empty name
-        return None
+    return found if callable(found) else None
 
 
 def _unknown_key(key: str, settings: Settings, options: list[str]) -> str:
     last = key.split(".")[-1]
     place = settings.find(key)
-    owner = import_class(place.owner or settings.class_of(place.path[0]) or "")
+    part = "".join(place.path[:1])
+    if part in ROLES and len(place.path) > 1 and not settings.class_of(part):
+        return f"{place.text}: nothing says whose setting this is; name the class with {part}.class_path."
+    class_path = place.owner or settings.class_of(part) or ""
+    owner = import_class(class_path)
     if owner:
-        names = list(_parameters(owner))
-        return f"{place.text}: {owner.__name__} has no option {last!r}{_closest(last, names)}; it has {', '.join(names) or 'none'}."
+        names = list(parameters(owner))
+        return f"{place.text}: {class_path.split('.')[-1]} has no option {last!r}{_closest(last, names)}; it has {', '.join(names) or 'none'}."
     return f"{place.text}: there is no such setting{_closest('.'.join(place.path), options)}."
 
 
@@ -235,14 +321,26 @@ def _closest_class(class_path: str) -> str:
     module, _, name = class_path.rpartition(".")
     try:
         names = vars(importlib.import_module(module))
-    except (ImportError, ValueError):
+    except (ImportError, TypeError, ValueError):  # the last two: of a name that begins with a dot, or is empty
         return ""
     return _closest(name, [known for known, thing in names.items() if inspect.isclass(thing)])
+
+
+def _subclasses(owner: Any) -> list[str]:
+    """The names of all classes that are made from one, and that have been imported."""
+    children = owner.__subclasses__() if inspect.isclass(owner) else []
+    return [name for child in children for name in (child.__name__, *_subclasses(child))]
+
+
+def _required(message: str) -> set[str]:
+    return set(message.split(REQUIRED)[1].splitlines()[0].split(", "))
 
 
 def _plain(kind: str) -> str:
     """A type as a person would say it: "<class 'int'>" is int, "typing.Literal['a', 'b']" is one of a, b."""
     if literal := re.match(r"typing\.Literal\[(.*)\]", kind):
         return "one of " + literal[1].replace("'", "")
+    if kind.startswith("dot import path string"):
+        return "the name of a class"
     name = re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", kind).strip()
     return PLAIN_NAMES.get(name, name)

@@ -87,8 +87,8 @@ def config_files(arguments: list[str]) -> list[Path]:
             if position + 1 == len(arguments):
                 raise BadInput(f"{argument} needs a file: -c configs/experiment/<name>.yaml.")
             files.append(Path(arguments[position + 1]))
-        elif argument.startswith("--config="):
-            files.append(Path(argument.removeprefix("--config=")))
+        elif argument.startswith(("-c", "--config=")):
+            files.append(Path(argument.removeprefix("-c").removeprefix("--config=").removeprefix("=")))
     return files
 
 
@@ -98,9 +98,10 @@ def project_root(files: list[Path]) -> Path:
     Raises:
         BadInput: if there is none.
     """
-    for start in [*(file.resolve().parent for file in files[:1]), Path.cwd()]:
+    # not with pathlib's methods, which raise for a name that is too long or a link to itself
+    for start in [*(Path(os.path.realpath(file)).parent for file in files[:1]), Path.cwd()]:
         for folder in (start, *start.parents):
-            if (folder / "configs").is_dir():
+            if os.path.isdir(folder / "configs"):
                 return folder
     raise BadInput(f"no folder configs/ in {Path.cwd()} or above it: run litlab inside the project.")
 
@@ -137,7 +138,7 @@ def all_files(arguments: list[str]) -> list[Path]:
 def runs_folder(files: list[Path]) -> Path:
     """Where runs are kept: $LITLAB_RUNS, or runs/ in the project."""
     if folder := os.environ.get("LITLAB_RUNS"):
-        return Path(folder).expanduser().resolve()
+        return Path(os.path.realpath(os.path.expanduser(folder)))
     return project_root(files) / "runs"
 
 

@@ -179,7 +179,7 @@ def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
         )
     except Exception as error:  # whatever the library says of a damaged file
         raise BadInput(
-            f"the model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)})."
+            f"the model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)}): fetch or save it again."
         ) from error
     new = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     # all of it is the body where there is no such part, as in T5

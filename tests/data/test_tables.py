@@ -263,6 +263,13 @@ def undecodable_parquet() -> bytes:
     return file.getvalue()
 
 
+def parquet_of_dates() -> bytes:
+    file = io.BytesIO()
+    beyond = pyarrow.array(np.array([2**31 - 1], np.int32)).view(pyarrow.date32())  # as days, later than Python's last
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": beyond}), file)
+    return file.getvalue()
+
+
 GOOD = file_bytes("text,label", *(f"words {number},{'ab'[number % 2]}" for number in range(40)))
 FEW = jsonl_bytes([("one", "a"), ("two", "b")])
 OBJECT = '{"text": "one", "label": "a"}'
@@ -280,6 +287,10 @@ BAD = {
     "a column is missing in parquet": (
         {"a.parquet": parquet_bytes(HARD).replace(b"text", b"tent")},
         r"a\.parquet has no column 'text': it has 'tent', 'label'; name yours with --data\.text=\.\.\.",
+    ),
+    "a column is missing among a thousand, one of them long": (
+        {"a.csv": file_bytes(",".join(["x" * 9000, *map(str, range(1000))]), "a")},
+        r"a\.csv has no column 'text': it has 'x{49}, '0', '1', .*, '6' and 993 more; name yours with --data\.text=",
     ),
     "a column is missing in one split": (
         {"train.csv": GOOD, "test.csv": b"text,class\na,b\n"},
@@ -391,6 +402,14 @@ BAD = {
         {"a.parquet": parquet_bytes(HARD * 20)[:40] + bytes(60) + parquet_bytes(HARD * 20)[100:]},
         r"a\.parquet is no valid parquet file \(.*\): write or download it again",
     ),
+    "a date that Python does not know": (
+        {"a.parquet": parquet_of_dates()},
+        r"a\.parquet is no valid parquet file \(days=2147483647; must have .*\): write or download it again",
+    ),
+    "a parquet file whose damage quotes control characters": (
+        {"a.parquet": b"\xef\xbb\xbf" + parquet_bytes(HARD)},
+        r"a\.parquet is no valid parquet file \([ -~]*\): write or download it again",
+    ),
     "no parquet file": (
         {"a.parquet": GOOD},
         r"a\.parquet is no valid parquet file \(.*\): write or download it again",
@@ -446,10 +465,24 @@ def test_an_option_that_does_not_fit_the_source_is_one_sentence(options, expecte
     assert re.search(expected, message), message
 
 
-@pytest.mark.parametrize("name", ["./missing", "../missing", "~/missing", "/missing", "two words", "a/b/c", "a.txt?"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["./missing", "../missing", "~/missing", "/missing", "two words", "a/b/c", "a.txt?"],
+        *["~nobody-here/reviews", "~\0", "a\n.csv", "/" + "a" * 300, "a" * 300 + "/b/c", "\x1b[31m.csv"],
+    ],
+    ids=ascii,
+)
 def test_a_name_of_nothing_says_what_a_source_can_be(name: str, tiny_bert: Path) -> None:
     expected = r"there is no such file; a \.jsonl, \.csv or \.parquet file, .* rotten_tomatoes or docstrings is right"
     assert re.search(expected, complaint(name, tiny_bert))
+
+
+def test_a_file_name_that_is_too_long_is_one_sentence(tiny_bert: Path) -> None:
+    message = complaint("a" * 300 + ".csv", tiny_bert)
+    assert re.search(
+        r"a\.csv cannot be read \(File name too long\): data\.source must name a file that can\.$", message
+    )
 
 
 def test_the_hub_out_of_reach_is_one_sentence(tiny_bert: Path) -> None:

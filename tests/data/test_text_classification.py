@@ -175,9 +175,10 @@ def test_a_cached_source_is_not_read_again(file: Path, tiny_bert: Path, monkeypa
         (["1", "01", "001", "+1", "0"], ["0", "+1", "001", "01", "1"]),
         (["10", "9", "x"], ["10", "9", "x"]),
         (["1.5", "10", "9"], ["1.5", "10", "9"]),
+        (["9", "10", "1" * 5000], ["10", "1" * 5000, "9"]),  # more digits than Python converts
         (["très bien", "漢字"], ["très bien", "漢字"]),
     ],
-    ids=str,
+    ids=lambda labels: str(labels)[:40],
 )
 def test_classes_are_sorted_and_whole_numbers_by_their_value(labels, names, tmp_path: Path, tiny_bert: Path) -> None:
     rows = [{"text": f"text {number}", "label": labels[number % len(labels)]} for number in range(60)]
@@ -245,6 +246,18 @@ BAD = {
     "a class that only test has": (
         {"train": labelled(*[0, 1] * 20), "test": labelled(0, 1, -1, 0)},
         r"test\.jsonl, row 3: the label -1 is not in the training split, which has 0, 1; correct it, delete the row, or",
+    ),
+    "a label of any length": (
+        {"train": FINE, "test": labelled("a", "b" * 9000)},
+        r"test\.jsonl, row 2: the label 'b{49} is not in the training split, which has 'a', 'b'; correct it",
+    ),
+    "long labels of two types": (
+        {"train": labelled("a" * 9000, 1)},
+        r"train\.jsonl, row 2: column 'label' has the label 1, row 1 has 'a{49}: use strings or integers, not both",
+    ),
+    "one long class": (
+        {"train": labelled(*["a" * 9000] * 40)},
+        r"train\.jsonl: all \d\d labels in column 'label' are 'a{49}; a classifier needs two classes or more",
     ),
     "test has strings and train integers": (
         {"train": labelled(*[0, 1] * 20), "test": labelled("0", "1")},

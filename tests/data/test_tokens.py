@@ -158,8 +158,15 @@ def test_a_change_of_the_format_or_of_the_library_gives_another_folder(name, mon
         lambda folder: (folder / "meta.json").write_bytes(bytes(100)),
         lambda folder: (folder / "meta.json").write_text("{}"),
         lambda folder: (folder / "meta.json").write_text("[]"),
+        lambda folder: (folder / "meta.json").write_text('{"files": []}'),
+        lambda folder: (folder / "meta.json").write_text("[" * 100_000),
+        lambda folder: (folder / "meta.json").write_text((folder / "meta.json").read_text().replace("sch", "Sch")),
+        lambda folder: (folder / "meta.sha256").unlink(),
     ],
-    ids=["cut", "emptied", "deleted", "split gone", "no meta", "meta cut", "meta empty", "meta zeros", "{}", "[]"],
+    ids=[
+        *["cut", "emptied", "deleted", "split gone", "no meta", "meta cut", "meta empty", "meta zeros", "{}", "[]"],
+        *["files no mapping", "meta nested", "meta changed", "no sum"],
+    ],
 )
 def test_a_damaged_cache_is_made_again(damage, capsys: pytest.CaptureFixture[str]) -> None:
     folder, meta = cached({}, build)

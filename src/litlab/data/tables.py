@@ -8,6 +8,8 @@ import csv
 import hashlib
 import io
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",
 HELD_OUT = 0.1  # fraction of train, where a split is missing
 SplitChoice = Annotated[float, Field(gt=0, lt=1)] | str | None
 """A split's name, a fraction to hold out from train, or None for what the source suggests."""
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")  # breaks a sentence into lines, and is in no file's name
 CHUNK = 20_000  # rows that are kept as Python objects at a time
 
 csv.field_size_limit(2**31 - 1)  # texts can be longer than the default of 128 KiB
@@ -115,16 +118,19 @@ def open_source(name: str, configuration: str | None = None) -> Source:
     Raises:
         BadInput: if there is no such data set.
     """
-    path = Path(name).expanduser()
     if name in CATALOG:
         return _from_catalog(name)
-    if path.suffix in SUFFIXES or path.is_dir():
-        return _from_files(path)
-    if path.exists():
-        raise BadInput(f"{path}: data.source takes files that end in .jsonl, .csv or .parquet, not in {path.suffix!r}.")
+    if not CONTROL.search(name):
+        path = Path(os.path.expanduser(name))  # pathlib's own methods raise for a name that is too long or of no user
+        if path.suffix in SUFFIXES or os.path.isdir(path):
+            return _from_files(path)
+        if os.path.exists(path):
+            raise BadInput(
+                f"{path}: data.source takes files that end in .jsonl, .csv or .parquet, not in {path.suffix!r:.50}."
+            )
     if not hub.is_id(name) or name.startswith((".", "/", "~")):
         raise BadInput(
-            f"data.source is {name!r}: there is no such file; a .jsonl, .csv or .parquet file, a folder with one file per split, "
+            f"data.source is {name!r:.200}: there is no such file; a .jsonl, .csv or .parquet file, a folder with one file per split, "
             f"a Hub id, or {' or '.join(CATALOG)} is right."
         )
     return _from_hub(name, configuration)
@@ -166,7 +172,7 @@ def read(table: Table, texts: dict[str, str], label: tuple[str, str] | None = No
         known = error.args[0]
         option, missing = next((option, column) for option, column in options if column not in known)
         raise BadInput(
-            f"{table.place} has no column {missing!r}: it has {', '.join(map(repr, known)) or 'none'}; name yours with --{option}=..."
+            f"{table.place} has no column {missing!r:.50}: it has {shown(known) or 'none'}; name yours with --{option}=..."
         ) from None
     _flush(pending, arrays)
     if not numbers:
@@ -177,6 +183,12 @@ def read(table: Table, texts: dict[str, str], label: tuple[str, str] | None = No
         print(f"{table.place}: {dropped} of {number} rows have no text and are left out", file=sys.stderr)
     chunked = [pyarrow.chunked_array(parts, pyarrow.large_string()) for parts in arrays]
     return Rows(table.place, np.array(numbers), chunked, labels, table.class_names.get(columns[-1]))
+
+
+def shown(values: Sequence[Any], limit: int = 8) -> str:
+    """The first values as a message quotes them: a file can hold a thousand, and each of any length."""
+    more = f" and {len(values) - limit} more" if len(values) > limit else ""
+    return ", ".join(f"{value!r:.50}" for value in values[:limit]) + more
 
 
 def problem_of(column: str, text: Any) -> str | None:
@@ -345,7 +357,7 @@ def _rotten_tomatoes(columns: Sequence[str]) -> Iterator[Row]:
 
 def _from_files(path: Path) -> Source:
     files = {"train": path}
-    if path.is_dir():
+    if os.path.isdir(path):
         files = {}
         for file in sorted(path.iterdir()):
             if file.suffix in SUFFIXES:
@@ -469,8 +481,10 @@ def _parquet(path: Path) -> Reader:
                 _no_twins(path, names)
                 _need(columns, names)
                 yield from _arrow_rows(file.iter_batches(CHUNK, columns=list(columns)), names, columns)
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0][:120]
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+            # OverflowError: a date that Python's do not reach; what is said can quote bytes of the file
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = "".join(filter(str.isprintable, lines[0].split(". ")[0]))[:120]
             raise BadInput(f"{path} is no valid parquet file ({reason}): write or download it again.") from error
 
     return rows
@@ -499,7 +513,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _no_twins(path: Path, names: list[str]) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadInput(f"{path} has two columns {twice!r}: rename one.")
+        raise BadInput(f"{path} has two columns {twice!r:.50}: rename one.")
 
 
 def _need(columns: Sequence[str], known: list[str]) -> None:

@@ -22,9 +22,9 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from litlab.data.catalog import build_once, cache_folder, progress
+from litlab.data.catalog import build_once, cache_folder, progress, sha256_of
 
-FORMAT = 1  # raise it when files or their meaning change: older caches are then left alone
+FORMAT = 2  # raise it when files or their meaning change: older caches are then left alone
 CHUNK = 1000  # texts that are tokenized at a time, on all cores
 
 
@@ -135,14 +135,17 @@ def cached(ingredients: dict[str, Any], build: Callable[[Path], dict[str, Any]])
             files = {str(file.relative_to(scratch)): file.stat().st_size for file in sorted(scratch.rglob("*.*"))}
             content = {**ingredients, **remembered, "files": files}
             (scratch / "meta.json").write_text(json.dumps(content, indent=1))
+            (scratch / "meta.sha256").write_text(sha256_of(scratch / "meta.json"))
     return folder, {"key": key, **json.loads((folder / "meta.json").read_text())}
 
 
 def _is_whole(folder: Path) -> bool:
     try:
+        if (folder / "meta.sha256").read_bytes() != sha256_of(folder / "meta.json").encode():
+            return False
         files = json.loads((folder / "meta.json").read_text())["files"]
         return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return False
 
 
