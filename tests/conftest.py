@@ -121,12 +121,16 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, idx_folder: Path) -> Path:
     """A project folder with the real configs, whose mnist_mlp trains on the small MNIST for two epochs."""
-    folder = tmp_path / "project"
+    return make_project(tmp_path / "project", idx_folder)
+
+
+def make_project(folder: Path, source: Path) -> Path:
+    """Make such a folder, with a small MNIST that lies in `source`."""
     shutil.copytree(PROJECT / "configs", folder / "configs")
     experiment = folder / "configs" / "experiment" / "mnist_mlp.yaml"
     text = experiment.read_text()
     for before, after in (
-        ("source: catalog", f"source: {idx_folder}"),
+        ("source: catalog", f"source: {source}"),
         ("batch_size: 128", "batch_size: 32"),
         ("validation_size: 5000", "validation_size: 100"),
         ("max_epochs: 20", "max_epochs: 2"),

@@ -20,12 +20,6 @@ def test_help_imports_neither_torch_nor_lightning() -> None:
     assert not {"torch", "lightning", "transformers", "numpy", "yaml"} & set(modules)
 
 
-def test_an_unknown_command_names_the_known_ones_and_the_closest() -> None:
-    done = run("evla")
-    assert done.returncode == 2
-    assert done.stderr == "litlab: there is no command 'evla', did you mean 'eval'; commands are fit, eval.\n"
-
-
 def test_the_console_script_is_the_same_program() -> None:
     script = f"{sys.prefix}/bin/litlab"
     assert subprocess.run([script, "--version"], capture_output=True).stdout == run("--version").stdout.encode()

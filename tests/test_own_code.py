@@ -95,14 +95,6 @@ def test_a_test_step_that_logs_nothing_is_one_sentence(own: Path) -> None:
         run_command("eval", ["latest"])
 
 
-def test_a_checkpoint_of_another_model_is_one_sentence(own: Path) -> None:
-    assert run_command("fit", ["-c", "configs/experiment/mnist_mlp.yaml", "--trainer.max_epochs=1"]) == 0
-    with pytest.raises(
-        BadInput, match=r"best.ckpt holds another model than the configuration describes: size mismatch"
-    ):
-        run_command("eval", ["latest", "--model.hidden=64"])
-
-
 def test_an_error_in_a_researchers_own_file_is_shown_as_it_is(own: Path) -> None:
     (own / "broken.py").write_text("import own\nclass Model(own.Model):\n    oops = not_defined\n")
     with pytest.raises(NameError, match="not_defined"):

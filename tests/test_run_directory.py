@@ -101,6 +101,19 @@ def test_find_knows_latest_experiments_ids_and_paths(tmp_path: Path) -> None:
     first.release(), second.release()
 
 
+def test_a_run_that_is_discarded_leaves_nothing_and_latest_is_the_one_before(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    first, second = create(runs, tmp_path), create(runs, tmp_path)
+    for run, before in ((second, [first.path]), (first, [])):
+        run.discard()
+        run.release()
+        assert [path for path in runs.glob("*/*") if not path.is_symlink()] == before
+        assert [
+            link.resolve() for link in (*runs.glob("latest"), *runs.glob("*/latest")) if link.is_symlink()
+        ] == 2 * before
+    assert list(runs.iterdir()) == []
+
+
 def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"status": "runn')
     with pytest.raises(BadInput, match=r"run.json cannot be read .*: the folder is not a run directory or is damaged"):

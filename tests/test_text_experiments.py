@@ -114,24 +114,3 @@ def test_two_processes_weigh_tokens_like_one(litlab, project: Path, reports: Pat
         scores.append(json.loads((run.path / "eval.json").read_text())["val"]["scores"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("review,stars\ngood,1\n ,5\nbad,1\n", "reviews.csv, row 2: column 'review' is empty"),
-        ("review,rating\ngood,1\n", "reviews.csv has no column 'stars': it has 'review', 'rating'; name yours with --data.label="),
-        ("", "reviews.csv is empty"),
-        ("review;stars\ngood;1\n", "columns must be separated by commas"),
-    ],
-)  # fmt: skip
-def test_a_file_that_cannot_be_used_is_one_sentence(
-    content: str, message: str, litlab, project: Path, tiny_bert: Path
-) -> None:
-    (project / "reviews.csv").write_text(content)
-    done = litlab(
-        "fit", "-c", "configs/experiment/bert_cls.yaml", "--data.source=reviews.csv", "--data.text=review", "--data.label=stars",
-        f"--model.pretrained={tiny_bert}", "--data.max_length=null",
-    )  # fmt: skip
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert not (project / "runs").exists()

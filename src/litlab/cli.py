@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Annotated, Any, ClassVar
 
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -44,6 +45,8 @@ for message in (
 # some Lightning callbacks have an enum as a default, which YAML cannot write although it is a string
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
+# the trainer divides by these, whatever they are
+POSITIVE = ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "val_check_interval")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -124,12 +127,19 @@ class LitlabCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle what depends on the machine, so that config.yaml says what was used."""
+        self._refuse_null()
+        for name in POSITIVE:
+            value = self.config.trainer[name]
+            if isinstance(value, int | float) and value <= 0:
+                place = self.settings.find(f"trainer.{name}").text
+                raise BadInput(f"{place}: {value} is not accepted, expected a number greater than 0.")
         if self.config.experiment is None:
             own_files = [file for file in self.files if file.name != "base.yaml"]
             self.config.experiment = own_files[0].stem if own_files else "unnamed"
-        if not re.fullmatch(r"\w[\w.-]*", self.config.experiment):
+        if not re.fullmatch(r"\w[\w.-]{0,99}", self.config.experiment):
             raise BadInput(
-                f"experiment {self.config.experiment!r} names a folder: use letters, digits, '_', '-' and '.' only."
+                f"experiment {self.config.experiment!r:.120} names a folder: use letters, digits, '_', '-' and '.' only, at most 100; "
+                "--experiment=... sets it, the name of the first -c file is the default."
             )
         if self.config.experiment == "latest":
             raise BadInput("experiment 'latest' is the name of the link to the newest run: choose another.")
@@ -150,6 +160,16 @@ class LitlabCLI(LightningCLI):
         self.run = self.start.run
         self._origin = {"run": self.run.id, "config": yaml.safe_load(config)}
 
+    def _refuse_null(self) -> None:
+        """Check the values that are null too: jsonargparse takes them for values that were not given, and lets them pass."""
+        set_parsing_settings(unset_sentinel=True)
+        try:
+            self.parser.validate(self.config)
+        except TypeError as error:
+            self.parser.error(str(error), error)
+        finally:
+            set_parsing_settings(unset_sentinel=False)
+
     def config_yaml(self) -> str:
         """The whole configuration, without secrets and without anything that belongs to one run only."""
         return redact(self.parser.dump(self.config, skip_none=False), assignments=False)
@@ -162,7 +182,15 @@ class LitlabCLI(LightningCLI):
         for logger in as_list(self.config.trainer.logger):
             if "save_dir" in (getattr(logger, "init_args", None) or {}):
                 logger.init_args.save_dir = str(self.run.path)
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # jsonargparse's, behind which what a constructor has raised is hidden
+            cause = error.__cause__
+            while cause and not isinstance(cause, BadInput):
+                cause = cause.__cause__
+            if cause:
+                raise cause from None
+            raise
         self.config = stated
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -190,6 +218,8 @@ class LitlabCLI(LightningCLI):
         self.guard = self.config_init.guard
         self.guard.run, self.guard.seed = self.run.path, self.config.seed_everything
         trainer.fit_loop = FitLoop(trainer, self.keeper)
+        # litlab.interrupts answers the signals; Lightning's own handlers save at any moment, and start runs from what they saved
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer
 
 

@@ -1,6 +1,7 @@
 """The commands of the core. What is wrong with their arguments is said before torch is imported."""
 
 import argparse
+from typing import NoReturn
 
 import yaml
 
@@ -15,8 +16,9 @@ def fit_command(arguments: list[str]) -> int:
     request, settings = take_request(arguments)
     files = config_files(settings)
     if not files and request.source:
-        run = find(runs_folder([]), request.source)
-        settings = ["-c", str(run.path / "config.yaml"), *settings]
+        if request.init and request.init.endswith(".ckpt"):
+            raise BadInput("--init with a checkpoint file needs an experiment: -c configs/experiment/<name>.yaml.")
+        settings = ["-c", str(find(runs_folder([]), request.source).config()), *settings]
     elif not files and request.resume:
         raise BadInput("--resume=auto needs an experiment: -c configs/experiment/<name>.yaml.")
     all_files(settings)
@@ -29,10 +31,23 @@ def fit_command(arguments: list[str]) -> int:
     return 0
 
 
+class EvalParser(argparse.ArgumentParser):
+    """Answers like every other part of the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one sentence.
+
+        Raises:
+            BadInput: always.
+        """
+        raise BadInput(f"{message}, as in litlab eval latest --split=val.")
+
+
 def eval_command(arguments: list[str]) -> int:
     """Score a run on one of its splits. A look at the test split is counted in run.json."""
-    parser = argparse.ArgumentParser(
+    parser = EvalParser(
         "litlab eval",
+        allow_abbrev=False,
         description=eval_command.__doc__,
         epilog="Other options are those of litlab fit and override the run's config.",
     )

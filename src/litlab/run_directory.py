@@ -133,7 +133,7 @@ class RunDirectory:
             write_atomically(self.path / "code.patch", patch)
         for name, source in (copied or {}).items():
             (self.path / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, self.path / name)
+            shutil.copy2(source, self.path / name)
         os.rename(scratch, final)  # the lock goes along
         self.path = final
         _remove_stillborn(final.parent)
@@ -143,18 +143,58 @@ class RunDirectory:
         ):
             _point(link, target)
 
+    def discard(self) -> None:
+        """Remove a run in which nothing was trained; the `latest` links point to the newest of the others again."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        runs = self.path.parent.parent
+        for folder, others in ((self.path.parent, all_runs(runs, self.experiment)), (runs, all_runs(runs))):
+            if others:
+                _point(folder / "latest", others[-1].relative_to(folder).as_posix())
+            else:
+                (folder / "latest").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the experiment has other runs
+            self.path.parent.rmdir()
+
+    def config(self) -> Path:
+        """The path of config.yaml.
+
+        Raises:
+            BadInput: if there is none.
+        """
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise BadInput(
+                f"{path} is missing: the folder is not a run directory or is damaged; bring the file back, or choose another run."
+            )
+        return path
+
     def record(self) -> dict[str, Any]:
         """The content of run.json.
 
         Raises:
             BadInput: if there is none, or it cannot be read.
         """
+        return self._read("run.json")
+
+    def evaluations(self) -> dict[str, Any]:
+        """The content of eval.json; nothing if nothing was evaluated yet.
+
+        Raises:
+            BadInput: if it cannot be read.
+        """
+        return self._read("eval.json") if (self.path / "eval.json").exists() else {}
+
+    def _read(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "run.json").read_text())
+            content = json.loads((self.path / name).read_text())
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds {content!r:.50}")
         except (OSError, ValueError) as error:
             raise BadInput(
-                f"{self.path / 'run.json'} cannot be read ({error}): the folder is not a run directory or is damaged."
+                f"{self.path / name} cannot be read ({error}): the folder is not a run directory or is damaged; bring the file back, or "
+                "choose another run."
             ) from error
+        return content
 
     def update_record(self, **changes: Any) -> None:
         """Add to or change run.json."""
@@ -164,9 +204,8 @@ class RunDirectory:
 
     def write_evaluation(self, split: str, result: dict[str, Any]) -> None:
         """Add the scores of a split to eval.json."""
-        file = self.path / "eval.json"
-        content = json.loads(file.read_text()) if file.exists() else {}
-        write_atomically(file, json.dumps({**content, split: result}, indent=2) + "\n")
+        content = {**self.evaluations(), split: result}
+        write_atomically(self.path / "eval.json", json.dumps(content, indent=2) + "\n")
 
     def checkpoint(self, name: str) -> Path:
         """The path of a checkpoint, "best" or "last".
@@ -186,9 +225,14 @@ class RunDirectory:
         """Take the lock: this process is now the only one that may write here, until `release` or its death.
 
         Raises:
-            BadInput: if another process that is alive holds it.
+            BadInput: if another process that is alive holds it, or the directory cannot be written.
         """
-        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise BadInput(
+                f"{self.path / 'lock'} cannot be written ({error.strerror}): make the run directory writable, or copy it."
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = not self._beats_elsewhere()
@@ -294,15 +338,16 @@ def find(runs: Path, reference: str) -> RunDirectory:
     Raises:
         BadInput: if there is no such run.
     """
-    candidates = [Path(reference), runs / reference, runs / reference / "latest", *runs.glob(f"*/{reference}")]
-    for path in candidates:
-        if (path / "run.json").is_file():
+    runs_there = all_runs(runs)
+    named = [path for path in runs_there if path.name == reference]
+    for path in (Path(reference), runs / reference, runs / reference / "latest", *named):
+        if os.path.isfile(path / "run.json"):  # pathlib's own method raises for a name that is too long
             return RunDirectory(path.resolve())
-    known = [path.relative_to(runs).as_posix() for path in all_runs(runs)]
+    known = [path.relative_to(runs).as_posix() for path in runs_there]
     hint = (
         f"the newest are {', '.join(known[-3:])}" if known else "there are none yet: make train EXP=mnist_mlp makes one"
     )
-    raise BadInput(f"no run {reference!r} in {runs}; {hint}.")
+    raise BadInput(f"no run {reference!r:.200} in {runs}; {hint}.")
 
 
 def all_runs(runs: Path, experiment: str = "*") -> list[Path]:
