@@ -28,10 +28,11 @@ train: .venv/installed ## train an experiment: make train EXP=mnist_mlp ARGS="--
 eval: .venv/installed ## score a run on the test split: make eval RUN=latest
 	@$(LITLAB) eval $(RUN) $(ARGS)
 
-test: .venv/installed-dev ## run the tests, about five minutes: make test ARGS="tests/data -k idx"
-	@.venv/bin/pytest -m "not slow and not fuzz" $(ARGS)
+# one thread per test: threads of several processes that wait for each other on the same cores slow all of them many times
+test: .venv/installed-dev ## run the tests, under ten minutes: make test ARGS="tests/data -k idx"
+	@OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal -m "not slow and not fuzz" $(ARGS)
 
-test-slow: .venv/installed-dev ## run the tests that train on all of MNIST
+test-slow: .venv/installed-dev ## run the tests that train on all of MNIST, or after every hook
 	@.venv/bin/pytest -m slow $(ARGS)
 
 fuzz: .venv/installed-dev ## feed 20,000 random inputs to the readers and the configuration

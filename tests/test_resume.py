@@ -115,12 +115,6 @@ def positions(calls: list[str], hooks: tuple[str, ...]) -> list[int]:
     return found
 
 
-def write_reviews(folder: Path) -> None:
-    random = np.random.default_rng(0)
-    rows = (f"{' '.join(random.choice(WORDS.split(), 8))} {word},{word}" for word in ["good", "bad"] * 50)
-    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-
-
 def compare_with_interrupted(axe: Axe, arguments: tuple[str, ...], hooks: tuple[str, ...] = HOOKS) -> None:
     """Train once, then again and again with an interruption after one of the hooks."""
     axe.wield(None, kill)
@@ -147,19 +141,39 @@ def test_mnist_continues_bit_for_bit(axe: Axe, inside: Path, options: tuple[str,
     compare_with_interrupted(axe, (*MNIST, *options), ("on_train_batch_end", "on_validation_batch_end"))
 
 
-def test_bert_continues_bit_for_bit(axe: Axe, inside: Path, tiny_bert: Path) -> None:
-    write_reviews(inside)
-    options = (f"--model.pretrained={tiny_bert}", "--data.source=reviews.csv", "--data.max_length=32", EVERY_STEP)
-    bert = ("-c", "configs/experiment/bert_cls.yaml", "--trainer.log_every_n_steps=1", *options)
-    compare_with_interrupted(axe, bert, ("on_before_optimizer_step", "on_validation_batch_end"))
+def text_experiment(name: str, folder: Path, pretrained: Path) -> tuple[str, ...]:
+    """The options that make an experiment small: a tiny model, forty short texts, summaries of one word."""
+    random = np.random.default_rng(0)
+    rows = (f"{' '.join(random.choice(WORDS.split(), 8))} {word},{word}" for word in ["good", "bad"] * 20)
+    (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    column = "label" if name == "bert_cls" else "summary"
+    short = ("--data.max_length=32", "--data.batch_size=8", "--trainer.max_epochs=2")
+    if name == "t5_sum":
+        short += ("--model.max_new_tokens=4",)
+    source = (f"--model.pretrained={pretrained}", "--data.source=reviews.csv", f"--data.{column}=label")
+    return ("-c", f"configs/experiment/{name}.yaml", "--trainer.log_every_n_steps=1", *source, *short, EVERY_STEP)
 
 
-def test_t5_continues_bit_for_bit(axe: Axe, inside: Path, tiny_t5: Path) -> None:
-    write_reviews(inside)
-    options = (f"--model.pretrained={tiny_t5}", "--data.source=reviews.csv", "--data.text=text", "--data.summary=label")
-    small = ("--data.batch_size=16", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", EVERY_STEP)
-    t5 = ("-c", "configs/experiment/t5_sum.yaml", *options, *small)
-    compare_with_interrupted(axe, t5, ("on_before_optimizer_step", "on_validation_batch_end"))
+@pytest.mark.parametrize("name", ["bert_cls", "t5_sum"])
+def test_texts_continue_bit_for_bit(axe: Axe, inside: Path, name: str, tiny_bert: Path, tiny_t5: Path) -> None:
+    arguments = text_experiment(name, inside, tiny_bert if name == "bert_cls" else tiny_t5)
+    compare_with_interrupted(axe, arguments, ("on_before_optimizer_step", "on_validation_batch_end"))
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "bert_cls", "t5_sum"])
+def test_the_same_command_gives_the_same_bits(
+    litlab, inside: Path, name: str, tiny_bert: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    arguments = (
+        MNIST if name == "mnist_mlp" else text_experiment(name, inside, tiny_bert if name == "bert_cls" else tiny_t5)
+    )
+    runs = []
+    for _ in range(2):
+        outcome = litlab("fit", *arguments)
+        assert outcome.returncode == 0, outcome.stderr
+        runs.append(Path("runs/latest").resolve())
+    assert runs[0] != runs[1] and not differing(*runs)
 
 
 OWN = """

@@ -1,13 +1,17 @@
 """SIGTERM and Ctrl-C, answered where nothing is lost."""
 
+import contextlib
+import math
 import signal
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PATIENCE_SECONDS = 15  # for the step that is under way; a cluster kills 30 seconds after it has asked
+PATIENCE_SECONDS = 10  # for the step that is under way; a cluster kills 30 seconds after it has asked
+ECHO_SECONDS = 2  # make and the like pass a signal on that litlab has had already
 
 
 class Interrupted(SystemExit):
@@ -18,16 +22,19 @@ class Interrupts:
     """Turns SIGTERM and Ctrl-C into a request while `patient`, and into KeyboardInterrupt otherwise.
 
     Whoever is patient looks at `requested` often, saves, and raises `Interrupted`. A second signal does not wait for
-    that, and neither does a step that takes longer than 15 seconds: then the last checkpoint is what remains.
+    that, and neither does a step that takes longer than 10 seconds: then the last checkpoint is what remains.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.patient = False
+        self._received = -math.inf  # when
         self._original: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
-        self.install()
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._original[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -35,25 +42,25 @@ class Interrupts:
         for number, handler in self._original.items():
             signal.signal(number, handler)
 
-    def install(self) -> None:
-        """Take the signals, also from Lightning, which takes SIGTERM when a training begins."""
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                before = signal.signal(number, self._receive)
-                self._original.setdefault(number, before)
-
     def calm(self) -> None:
         """The request is being answered: there is no hurry any more."""
         if threading.current_thread() is threading.main_thread():
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        now, before = time.monotonic(), self._received
+        self._received = now
+        if now - before < ECHO_SECONDS:
+            return
         if self.requested or not self.patient:
             raise KeyboardInterrupt
         self.requested = True
-        print(f"\n{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr)
         self._original.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._lose_patience))
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+        with contextlib.suppress(OSError, RuntimeError):  # whoever reads it may have got the signal too
+            print(
+                f"\n{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr
+            )
 
     def _lose_patience(self, number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

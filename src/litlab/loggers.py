@@ -125,7 +125,7 @@ class Wandb(WandbLogger):
         project: str = "litlab",
         mode: WandbMode | None = None,
         connect_timeout: float = 20,
-        finish_timeout: float = 20,
+        finish_timeout: float = 15,
         save_dir: str = ".",
     ) -> None:
         # W&B's telemetry goes out even in offline mode, and delays the end by 20 seconds if the server does not answer.

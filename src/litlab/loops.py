@@ -42,7 +42,6 @@ class FitLoop(_FitLoop):
 
     def run(self) -> None:
         """Train; a request to stop is answered between two steps."""
-        self.keeper.interrupts.install()
         self.keeper.interrupts.patient = True
         try:
             super().run()
@@ -54,16 +53,19 @@ class FitLoop(_FitLoop):
             raise Interrupted
 
     def setup_data(self) -> None:
-        """Make the dataloader, and remember the random state before it is asked for its iterator.
-
-        A validation comes after whole optimizer steps: its interval is rounded up to the next one.
-        """
+        """Make the dataloader, and remember the random state before it is asked for its iterator."""
         if self._combined_loader is None or self._should_reload_train_dl:
             self.keeper.epoch_began["iterator"] = random_state()
         super().setup_data()
-        if isinstance(interval := self.trainer.val_check_batch, int):
-            accumulation = self.trainer.accumulate_grad_batches
-            self.trainer.val_check_batch = interval // -accumulation * -accumulation
+
+    def reset(self) -> None:
+        """Find out where to continue."""
+        super().reset()
+        epoch: Any = self.epoch_progress.current
+        if (
+            epoch.ready == epoch.processed
+        ):  # between two epochs; Lightning takes it for the middle of one if max_steps is set
+            self._restarting = self.epoch_loop.restarting = False
 
     def on_run_start(self) -> None:
         """Restore what Lightning does not, last of all."""
@@ -88,11 +90,19 @@ class EpochLoop(_TrainingEpochLoop):
     def __init__(self, trainer: Trainer, keeper: LastCheckpoint, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps, max_steps)
         self.keeper = keeper
+        self._validation_wanted = False
         self.val_loop: ValidationLoop = ValidationLoop(trainer, keeper)
 
     @property
+    def done(self) -> bool:
+        """Whether the epoch is over; not before a validation that is due, and not within an optimizer step."""
+        if self.keeper.validation_due or (self.trainer.should_stop and self._should_accumulate()):
+            return False
+        return super().done
+
+    @property
     def _is_validation_done(self) -> bool:
-        return not self.keeper.validation_due
+        return True
 
     def run(self, data_fetcher: _DataFetcher) -> None:
         """Train for an epoch, or for what is left of it, which may be nothing."""
@@ -106,6 +116,10 @@ class EpochLoop(_TrainingEpochLoop):
                 self._replay(data_fetcher)
         elif self.trainer.current_epoch > 0:
             self.keeper.epoch_began["iterator"] = random_state()
+            if (
+                self.trainer.fit_loop.is_resuming
+            ):  # Lightning keeps the one that it made before the random state was restored
+                iter(data_fetcher)
         super().on_run_start(data_fetcher)
         if not self.restarting:
             self.keeper.epoch_began["first_batch"] = random_state()
@@ -121,13 +135,17 @@ class EpochLoop(_TrainingEpochLoop):
         self.val_loop.has_run = False
         super().on_advance_end(data_fetcher)
         if not self._should_accumulate():
-            self.keeper.after_step(self.trainer, self.val_loop.has_run)
+            self.keeper.after_step(self.trainer, self.val_loop.has_run or self._is_training_done)
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
         if self.keeper.validation_due:
             self.keeper.validation_due = False
             return True
-        return super()._should_check_val_fx(data_fetcher)
+        self._validation_wanted = self._validation_wanted or super()._should_check_val_fx(data_fetcher)
+        if self._should_accumulate():  # then after the optimizer step
+            return False
+        wanted, self._validation_wanted = self._validation_wanted, False
+        return wanted
 
     def _broadcast_sigterm_tensor(self) -> None:
         """Nothing: the keeper asks all processes, once per optimizer step and not per batch."""

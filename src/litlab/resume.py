@@ -3,12 +3,14 @@
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from litlab import explain
 from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.errors import BadInput
 from litlab.layers import Request
@@ -23,6 +25,7 @@ FREE: tuple[str, ...] = (
     "trainer.logger",
 )
 FREE += ("trainer.enable_progress_bar", "trainer.max_time", "trainer.profiler", "last_checkpoint", "guard")
+PARTS = {"state_dict", "global_step", "pytorch-lightning_version"}  # of any checkpoint
 SHOWN = 5  # differing settings in one sentence
 
 
@@ -74,6 +77,8 @@ def choose(request: Request, config: str, planned: RunDirectory) -> Start:
     """
     runs, settings = planned.path.parent.parent, yaml.safe_load(config)
     start = Start(planned)
+    if request.resume == "auto" and request.source:
+        _refuse_moving(request.source, runs)
     if request.fork:
         start = _forked(find(runs, request.fork), settings, planned)
     if request.init:
@@ -81,14 +86,16 @@ def choose(request: Request, config: str, planned: RunDirectory) -> Start:
     if request.resume == "auto":
         for path in reversed(all_runs(runs, planned.experiment)):
             if run := _adopted(path, settings, start.parent):
-                return _continued(run, settings)
+                with _released_if_refused(run):
+                    return _continued(run, settings)
     elif request.resume:
         run = find(runs, request.resume)
         run.acquire()
-        if run.record().get("status") == "finished":
-            raise BadInput(f"{run.path} is finished; --fork={request.resume} continues it in a new run.")
-        _refuse_changes(_settings(run), settings, f"{run.path} was begun", request.resume)
-        return _continued(run, settings)
+        with _released_if_refused(run):
+            if run.record().get("status") == "finished":
+                raise BadInput(f"{run.path} is finished; --fork={request.resume} continues it in a new run.")
+            _refuse_changes(_settings(run), settings, f"{run.path} was begun", request.resume)
+            return _continued(run, settings)
     return start
 
 
@@ -102,11 +109,15 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
             print(f"{error} Looking for an older one.", file=sys.stderr)
             continue
         if "litlab" in content:
+            if "optimizer_states" not in content:
+                raise BadInput(
+                    f"{path} has no optimizer states, without which a run cannot continue; --init={path} begins a new one with its weights."
+                )
             if path.stem != "last":
                 print(f"continuing from {path}, step {content['global_step']:,}", file=sys.stderr)
             return path, content
     if files:
-        print(f"no checkpoint in {run.path} can be used: the run begins anew", file=sys.stderr)
+        print(f"no checkpoint in {run.path} can be continued from", file=sys.stderr)
     return None
 
 
@@ -114,16 +125,25 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint, after comparing every byte with the checksums that torch does not look at.
 
     Raises:
-        BadInput: if the file is damaged, or holds more than tensors and plain values.
+        BadInput: if the file is missing, damaged or no checkpoint, or holds more than tensors and plain values.
     """
+    if not path.is_file():
+        raise BadInput(f"{path} is not a file: a run or one of the .ckpt files in its checkpoints/ is right.")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (OSError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path} is damaged ({error}).") from error
+        raise BadInput(f"{path} is damaged ({error}): use another checkpoint, or a copy of this one.") from error
     if damaged:
-        raise BadInput(f"{path} is damaged (the checksum of {damaged} is wrong).")
-    return AtomicCheckpointIO().load_checkpoint(path)
+        raise BadInput(
+            f"{path} is damaged (the checksum of {damaged} is wrong): use another checkpoint, or a copy of this one."
+        )
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    if missing := PARTS - (content.keys() if isinstance(content, dict) else set()):
+        raise BadInput(
+            f"{path} is no checkpoint of a training: it lacks {', '.join(sorted(missing))}; choose another one."
+        )
+    return content
 
 
 def _continued(run: RunDirectory, settings: dict[str, Any]) -> Start:
@@ -134,18 +154,28 @@ def _continued(run: RunDirectory, settings: dict[str, Any]) -> Start:
         origin = content["litlab"]
         if origin["run"] not in (run.id, (parent or {}).get("run")):
             _refuse_changes(
-                origin["config"], settings, f"{path} is of the run {origin['run']}, which was begun", str(path)
+                origin["config"], settings, f"{path} is of the run {origin['run']}, which was begun", origin["run"]
             )
         return Start(run, checkpoint=path, parent=parent)
     weights = Path(parent["checkpoint"]) if parent and parent["how"] == "init" else None
     return Start(run, weights=weights, parent=parent)
 
 
+def _refuse_moving(reference: str, runs: Path) -> None:
+    """With --resume=auto the same command is given again: then latest, or an experiment, would name the run that it has made."""
+    if not reference.endswith(".ckpt") and (run := find(runs, reference)).id != Path(reference).name:
+        raise BadInput(
+            f"{reference} names another run as soon as there is a newer one, and --resume=auto repeats the command: name {run.id}."
+        )
+
+
 def _forked(parent: RunDirectory, settings: dict[str, Any], planned: RunDirectory) -> Start:
     """A new run with the state of another one."""
     found = newest_checkpoint(parent)
     if found is None:
-        raise BadInput(f"{parent.path} has no checkpoint yet: there is nothing to fork.")
+        raise BadInput(
+            f"{parent.path} has no checkpoint that a run can continue from: there is nothing to fork, choose another run."
+        )
     if changes := differences(_settings(parent), settings):
         print(f"changed    {told(changes)}", file=sys.stderr)
     copied = {f"checkpoints/{file.name}": file for file in (parent.path / "checkpoints").glob("*.ckpt")}
@@ -174,12 +204,12 @@ def _adopted(path: Path, settings: dict[str, Any], parent: dict[str, Any] | None
     try:
         if (
             run.record().get("status") == "finished"
-            or run.record().get("parent") != parent
+            or _origin(run.record().get("parent")) != _origin(parent)
             or _settings(run) != settings
         ):
             return None
         run.acquire()
-    except (BadInput, OSError, yaml.YAMLError):
+    except BadInput:
         return None
     if run.record().get("status") == "finished":  # meanwhile
         run.release()
@@ -187,12 +217,25 @@ def _adopted(path: Path, settings: dict[str, Any], parent: dict[str, Any] | None
     return run
 
 
-def _settings(run: RunDirectory) -> dict[str, Any]:
-    file = run.path / "config.yaml"
+def _origin(parent: dict[str, Any] | None) -> tuple[Any, ...]:
+    """How a run was made from which, without how far that had come."""
+    return tuple((parent or {}).get(name) for name in ("how", "run", "checkpoint"))
+
+
+@contextmanager
+def _released_if_refused(run: RunDirectory) -> Iterator[None]:
     try:
-        return yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise BadInput(f"{file} cannot be read: the run directory is damaged.") from error
+        yield
+    except BadInput:
+        run.release()
+        raise
+
+
+def _settings(run: RunDirectory) -> dict[str, Any]:
+    file = run.config()
+    if problem := explain.file_problem(file):
+        raise BadInput(problem)
+    return yaml.safe_load(file.read_text())
 
 
 def _refuse_changes(before: dict[str, Any], after: dict[str, Any], what: str, reference: str) -> None:

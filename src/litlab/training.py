@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import math
 import os
 import re
@@ -21,7 +22,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from litlab import explain
-from litlab.checkpoint_io import AtomicCheckpointIO
 from litlab.cli import LitlabCLI
 from litlab.errors import BadInput, StoppedByGuard
 from litlab.interrupts import Interrupts
@@ -33,7 +33,9 @@ from litlab.run_directory import RunDirectory
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 UNWRITABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-INHERITED = "LITLAB_CHECKPOINT"  # tells the processes that Lightning starts where to continue
+# what Lightning says of settings with errors of other kinds
+MISCONFIGURED = ("`val_check_interval`", "Early stopping conditioned on metric")
+INHERITED = "LITLAB_START"  # tells the processes that Lightning starts where to start
 SAMPLES = 10  # texts of a model that are shown
 TEXTS = ("source", "target", "text")  # what was given, what was wanted, what the model wrote
 
@@ -53,22 +55,27 @@ def fit(settings: list[str], request: Request, arguments: list[str]) -> None:
     with configuration_errors(), Interrupts() as interrupts:
         cli = LitlabCLI(settings, request=request)
         cli.keeper.interrupts = interrupts
-        train(cli, arguments)
+        try:
+            train(cli, arguments)
+        finally:
+            cli.run.release()
 
 
 def train(cli: LitlabCLI, arguments: list[str]) -> None:
     """Train what `cli` has instantiated, in its run directory, and print how it went."""
-    trainer, run = cli.trainer, cli.run
+    trainer, run, new = cli.trainer, cli.run, False
     if trainer.is_global_zero:
         cli.datamodule.prepare_data()  # data can be bad input: better now than with a directory made and processes started
+        new = not run.is_locked
         open_run(cli, arguments)
-    checkpoint = agreed_checkpoint(trainer, cli.start.checkpoint)
-    with recorded(cli):
+    agree(cli)
+    with recorded(cli, new):
         started = time.monotonic()
         if cli.start.weights:
             trainer.callbacks.append(InitialWeights(cli.start.weights))  # type: ignore[attr-defined]
-        with explain_lost_directory(run), explain_dead_worker():
-            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        origin = cli.start.copied.get("checkpoints/last.ckpt", cli.start.checkpoint)
+        with explain_lost_directory(run), explain_dead_worker(), configuration_errors(), explain_other_model(origin):
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.start.checkpoint, weights_only=True)
         seconds = time.monotonic() - started
         steps = trainer.global_step
         keeper = trainer.checkpoint_callback
@@ -143,18 +150,21 @@ def report_changes(cli: LitlabCLI, record: dict[str, Any]) -> None:
         print(f"attention  since the run began: {told(changes)}; it may not go on bit for bit", file=sys.stderr)
 
 
-def agreed_checkpoint(trainer: Trainer, checkpoint: Path | None) -> str | None:
-    """The checkpoint that the first process has chosen, known to all processes."""
-    path = str(checkpoint or "")
-    if trainer.world_size > 1:
-        if not trainer.is_global_zero and INHERITED in os.environ:
-            path = os.environ[INHERITED]
-        elif trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
-            trainer.strategy.setup_environment()  # torchrun or Slurm has started all of them
-            path = trainer.strategy.broadcast(path)
-        else:
-            os.environ[INHERITED] = path  # Lightning starts the other processes with this environment
-    return path or None
+def agree(cli: LitlabCLI) -> None:
+    """Let all processes know what the first has chosen: the run, the checkpoint to continue from, the weights to begin with."""
+    trainer, start = cli.trainer, cli.start
+    if trainer.world_size == 1:
+        return
+    chosen = json.dumps([start.run.id, start.checkpoint, start.weights], default=str)
+    if not trainer.is_global_zero and INHERITED in os.environ:
+        chosen = os.environ[INHERITED]
+    elif trainer.strategy.cluster_environment.creates_processes_externally:  # type: ignore[attr-defined]
+        trainer.strategy.setup_environment()  # torchrun or Slurm has started all of them
+        chosen = trainer.strategy.broadcast(chosen)
+    else:
+        os.environ[INHERITED] = chosen  # Lightning starts the other processes with this environment
+    cli.keeper.origin["run"], *paths = json.loads(chosen)
+    start.checkpoint, start.weights = (path and Path(path) for path in paths)
 
 
 class InitialWeights(Callback):
@@ -177,6 +187,23 @@ class InitialWeights(Callback):
             trainer.strategy.load_model_state_dict(load(self._path), strict=True)
 
 
+class Look(Callback):
+    """Counts a look at the test split: before it, so that it cannot be lost, and not before model and data fit.
+
+    Args:
+        run: where it is counted.
+        looks: how many there are with this one.
+    """
+
+    def __init__(self, run: RunDirectory, looks: int) -> None:
+        self._run, self._looks = run, looks
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first batch comes next."""
+        if trainer.is_global_zero:
+            self._run.update_record(test_looks=self._looks)
+
+
 def score(run: RunDirectory, split: str, name: str, overrides: list[str]) -> None:
     """Score a checkpoint of a run on a split, log the scores to the run and print them.
 
@@ -191,23 +218,21 @@ def score(run: RunDirectory, split: str, name: str, overrides: list[str]) -> Non
     """
     checkpoint = run.checkpoint(name)
     with configuration_errors():
-        cli = LitlabCLI(["-c", str(run.path / "config.yaml"), *overrides], run)
+        cli = LitlabCLI(["-c", str(run.config()), *overrides], run)
         first = cli.trainer.is_global_zero
         if first:
             run.acquire()
         try:
-            looks = run.record().get("test_looks", 0) + (split == "test")
-            if first:
-                run.update_record(test_looks=looks)  # before looking, so that a look cannot be lost
+            looks = run.record().get("test_looks", 0) + 1
+            run.evaluations()  # the scores are added to them: better refused now
+            step = load(checkpoint)["global_step"] - 1  # as Lightning counts: from 0
+            cli.trainer.callbacks.append(Look(run, looks))  # type: ignore[attr-defined]
             scores = evaluate(cli, split, checkpoint)
             if not scores:
                 raise BadInput(
                     f"{type(cli.model).__name__} logs no score of the {split} split: call self.log in its step."
                 )
             if first:
-                step = (
-                    AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"] - 1
-                )  # as Lightning counts: from 0
                 for logger in cli.trainer.loggers:
                     logger.log_metrics(scores, step=step)
         finally:
@@ -275,16 +300,23 @@ def configuration_errors() -> Iterator[None]:
     """Turn what Lightning says of settings that do not fit together or this machine into bad input.
 
     Raises:
-        BadInput: for a MisconfigurationException, or a package that an option needs and that is not installed.
+        BadInput: for a MisconfigurationException and what should be one, or a package that an option needs and that is not
+            installed.
     """
     try:
         yield
+    except (ValueError, RuntimeError) as error:
+        if not any(words in str(error) for words in MISCONFIGURED):
+            raise
+        raise BadInput(
+            f"these settings do not work here: {'; '.join(' '.join(str(error).split()).rstrip('.').split('. '))}."
+        ) from error
     except (MisconfigurationException, ModuleNotFoundError) as error:
         raise BadInput(f"these settings do not work here: {explain.first_sentence(str(error))}") from error
 
 
 @contextmanager
-def explain_other_model(checkpoint: Path) -> Iterator[None]:
+def explain_other_model(checkpoint: Path | None) -> Iterator[None]:
     """Turn what torch says of weights that do not fit into bad input.
 
     Raises:
@@ -293,10 +325,14 @@ def explain_other_model(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "Error(s) in loading state_dict" not in str(error):
+        if checkpoint is None or "Error(s) in loading state_dict" not in str(error):
             raise
-        wrong = " ".join(str(error).split("\n\t", 1)[-1].split())
-        raise BadInput(f"{checkpoint} holds another model than the configuration describes: {wrong[:200]}.") from error
+        wrong, *others = (" ".join(problem.split()) for problem in str(error).split("\n\t")[1:])
+        more = f" and {len(others)} more" if others else ""
+        raise BadInput(
+            f"{checkpoint} holds another model than the configuration describes: {wrong[:200].rstrip('. ')}{more}; use the model settings "
+            "that it was trained with."
+        ) from error
 
 
 @contextmanager
@@ -336,22 +372,39 @@ def explain_dead_worker() -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from error
 
 
+def is_child(trainer: Trainer) -> bool:
+    """Whether Lightning has started this process: if it leaves with an error, Lightning kills the first one at once."""
+    return not trainer.is_global_zero and INHERITED in os.environ
+
+
 @contextmanager
-def recorded(cli: LitlabCLI) -> Iterator[None]:
+def recorded(cli: LitlabCLI, new: bool) -> Iterator[None]:
     """Keep run.json true about how a training ends: finished, failed, stopped or interrupted.
+
+    A new run that ends before its first step, because its settings do not fit, is removed again.
+
+    Args:
+        cli: what is trained.
+        new: whether the run begins with this training.
 
     Raises:
         SystemExit: with status 75 if the training was interrupted.
     """
-    status, exit_code = "failed", 1
+    status, exit_code, useless = "failed", 1, False
     try:
         yield
         status, exit_code = "finished", 0
+    except BadInput as error:
+        begun_at = (cli.start.parent or {}).get("step", 0)
+        useless = new and cli.trainer.global_step <= begun_at and not isinstance(error.__cause__, OSError)
+        raise
     except (SystemExit, KeyboardInterrupt):  # Lightning ends with one of these on Ctrl-C and on SIGTERM
         status, exit_code = "interrupted", INTERRUPTED
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(0 if is_child(cli.trainer) else INTERRUPTED) from None
     except StoppedByGuard:
         status, exit_code = "stopped", 3
+        if is_child(cli.trainer):
+            raise SystemExit(0) from None
         raise
     finally:
         if cli.trainer.is_global_zero:
@@ -361,8 +414,10 @@ def recorded(cli: LitlabCLI) -> Iterator[None]:
                 cli.run.update_record(status=status, ended=now(), **data_record(cli))
             if status != "finished":
                 finish_wandb(exit_code)
+            if useless:
+                cli.run.discard()
             cli.run.release()
-            if status != "finished":
+            if status != "finished" and not useless:
                 print(f"\nrun   {shown(cli.run.path)} ({status})", file=sys.stderr)
                 print(f"next  make train RESUME={cli.run.experiment}/{cli.run.id}   continues it", file=sys.stderr)
 

@@ -130,17 +130,22 @@ class LastCheckpoint(Callback):
         self.epoch_began: State = {}  # random states when the dataloader was asked for the epoch's iterator, and for its first batch
         self._at_validation: tuple[State, State] | None = None
         self._loaded: State | None = None
-        self._fresh: list[list[State]] = []  # the optimizers' settings, as configured
+        self._configured: list[list[State]] = []  # the optimizers' settings
         self._saved = time.monotonic()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember what the configuration says of the optimizers, before a checkpoint replaces it."""
-        self._fresh = [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+        self._configured = [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Add the state; in the middle of a validation that of its beginning."""
         run, mine = self._at_validation or self._state(trainer, pl_module)
-        checkpoint["litlab"] = {**self.origin, **run, "ranks": of_all_ranks(trainer, mine)}
+        checkpoint["litlab"] = {
+            **self.origin,
+            **run,
+            "optimizers": self._configured,
+            "ranks": of_all_ranks(trainer, mine),
+        }
         checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = run["validation_progress"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
@@ -169,7 +174,7 @@ class LastCheckpoint(Callback):
         if state["run"] == self.origin["run"]:
             trainer.should_stop = state["should_stop"]
         else:
-            self._configure_optimizers_anew(trainer)
+            self._configure_optimizers_anew(trainer, state["optimizers"])
         set_random_state(mine["random"])
 
     def before_validation(self, trainer: Trainer) -> None:
@@ -187,8 +192,12 @@ class LastCheckpoint(Callback):
         if self._at_validation and self._agreed(trainer, self.interrupts.requested)[0]:
             self._stop(trainer)
 
-    def after_step(self, trainer: Trainer, validated: bool) -> None:
+    def after_step(self, trainer: Trainer, save: bool) -> None:
         """Write what is due. Between two optimizer steps: no gradient is under way, no batch half used.
+
+        Args:
+            trainer: the trainer.
+            save: whether last.ckpt is to be written in any case.
 
         Raises:
             Interrupted: if the run was asked to stop.
@@ -198,7 +207,7 @@ class LastCheckpoint(Callback):
         if stop:
             self._stop(trainer)
         self.write_best(trainer)
-        if (validated or due) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if (save or due) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save(trainer)
 
     def write_best(self, trainer: Trainer) -> None:
@@ -207,13 +216,14 @@ class LastCheckpoint(Callback):
             if isinstance(callback, BestCheckpoint):
                 callback.write(trainer)
 
-    def _configure_optimizers_anew(self, trainer: Trainer) -> None:
-        """In a fork the configuration wins over the checkpoint; the schedule stays where it is."""
-        for optimizer, groups in zip(trainer.optimizers, self._fresh, strict=True):
-            for group, fresh in zip(optimizer.param_groups, groups, strict=True):
-                if "initial_lr" in fresh:
-                    fresh = {**fresh, "lr": group["lr"] * fresh["initial_lr"] / group["initial_lr"]}
-                group.update(fresh)
+    def _configure_optimizers_anew(self, trainer: Trainer, before: list[list[State]]) -> None:
+        """In a fork what was configured otherwise wins over the checkpoint; the schedule stays where it is."""
+        for optimizer, old_groups, new_groups in zip(trainer.optimizers, before, self._configured, strict=True):
+            for group, old, new in zip(optimizer.param_groups, old_groups, new_groups, strict=True):
+                changed = {name: value for name, value in new.items() if value != old.get(name)}
+                if "initial_lr" in changed:  # of the peak; the schedule has brought the rate to a fraction of it
+                    changed["lr"] = group["lr"] * new["initial_lr"] / group["initial_lr"]
+                group.update(changed)
         for config in trainer.lr_scheduler_configs:
             if hasattr(config.scheduler, "base_lrs"):
                 config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]

@@ -32,6 +32,7 @@ class Guard(Callback):
         self.skipped = 0
         self._in_a_row = 0
         self._batches: list[Any] = []
+        self._stepped = False
         self._finite: Tensor | None = None  # of the step under way
         self._unread: tuple[Tensor, dict[str, Any]] | None = None  # of the step before
 
@@ -45,6 +46,8 @@ class Guard(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the examples of the step."""
+        if self._stepped:
+            self._batches, self._stepped = [], False
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -62,17 +65,19 @@ class Guard(Callback):
             StoppedByGuard: if the step before must not be counted.
         """
         self.check(trainer)
-        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        assert self._finite is not None
+        self._stepped = True
+        if self._finite is None:
+            return  # a module that optimizes by itself, without Lightning's backward
         finite, self._finite = self._finite, None
-        if (
-            gradients and getattr(trainer.precision_plugin, "scaler", None) is None
-        ):  # a scaler skips infinite ones itself
+        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+        scaled = (
+            getattr(trainer.precision_plugin, "scaler", None) is not None
+        )  # a scaler leaves infinite ones out itself
+        if gradients and not scaled:
             finite = finite & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce(finite.float(), reduce_op="sum") == trainer.world_size
         ids = [batch.get("id") if isinstance(batch, dict) else None for batch in self._batches]
-        self._batches = []
         facts = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seed": self.seed}
         self._unread = finite, {**facts, "ids": ids}
         if self.nonfinite == "skip" and not finite:

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -192,8 +193,9 @@ class ProgressBar(TQDMProgressBar):
     def _say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.is_enabled:
-            Tqdm.write(text)
-            sys.stdout.flush()
+            with suppress(OSError):  # nobody reads it any more; the training goes on
+                Tqdm.write(text)
+                sys.stdout.flush()
 
     def _tick(self, text: str) -> None:
         """Print a line where no bar is drawn."""

@@ -1,0 +1,19 @@
+"""The kill drill, small: the real MNIST, real kills."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.network
+def test_six_kills_lose_no_run_and_change_no_bit() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("drill.py")), "--kills=6", "--experiments=mnist_mlp"]
+    outcome = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=400)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    last = outcome.stdout.splitlines()[-1]
+    found = re.fullmatch(r"drill: (\d+) kills \(.*\) of \d+ runs in [\d.]+ minutes: 0 lost runs, 0 differences", last)
+    assert found and int(found[1]) >= 5, last
