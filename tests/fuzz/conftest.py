@@ -10,7 +10,7 @@ import pytest
 
 from fuzz.outcomes import TALLY, watch_for_forbidden_deeds
 
-MEMORY = 8 << 30  # bytes that the readers may ask for: a damaged size must be refused, not fill the machine
+MEMORY = 2 << 30  # bytes that the readers may ask for: a damaged size must be refused, not fill the machine
 
 
 @pytest.fixture(scope="session", autouse=True)
