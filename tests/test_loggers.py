@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from conftest import Command
 from wandb_server import WandbServer
 
-import wandb
 from litlab import run_directory
 from litlab.loggers import MetricsCsv, Wandb, choose_mode
 
