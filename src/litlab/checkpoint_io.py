@@ -32,11 +32,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint without running any code that it may hold.
 
         Raises:
-            BadInput: if the file is damaged or holds other objects than tensors and plain values.
+            BadInput: if the file is damaged, is no checkpoint, or holds other objects than tensors and plain values.
         """
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a file that is cut short or holds code
             raise BadInput(
                 f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__}): it is damaged, or holds more than tensors."
             ) from error
+        if not isinstance(content, dict):
+            raise BadInput(
+                f"{path} is no checkpoint of a training: it holds a {type(content).__name__}; choose another one."
+            )
+        return content

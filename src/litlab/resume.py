@@ -132,14 +132,14 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path} is damaged ({error}): use another checkpoint, or a copy of this one.") from error
+    except Exception as error:  # zipfile raises five kinds for a directory of the archive that is damaged
+        reason = explain.one_line(str(error))[:100]
+        raise BadInput(f"{path} is damaged ({reason}): use another checkpoint, or a copy of this one.") from error
     if damaged:
-        raise BadInput(
-            f"{path} is damaged (the checksum of {damaged} is wrong): use another checkpoint, or a copy of this one."
-        )
+        reason = f"the checksum of {explain.one_line(damaged)[:100]} is wrong"
+        raise BadInput(f"{path} is damaged ({reason}): use another checkpoint, or a copy of this one.")
     content = AtomicCheckpointIO().load_checkpoint(path)
-    if missing := PARTS - (content.keys() if isinstance(content, dict) else set()):
+    if missing := PARTS - content.keys():
         raise BadInput(
             f"{path} is no checkpoint of a training: it lacks {', '.join(sorted(missing))}; choose another one."
         )

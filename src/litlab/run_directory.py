@@ -189,7 +189,7 @@ class RunDirectory:
             content = json.loads((self.path / name).read_text())
             if not isinstance(content, dict):
                 raise ValueError(f"it holds {content!r:.50}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # the last for a thousand brackets
             raise BadInput(
                 f"{self.path / name} cannot be read ({error}): the folder is not a run directory or is damaged; bring the file back, or "
                 "choose another run."
@@ -301,16 +301,18 @@ class RunDirectory:
     def _holder(self) -> dict[str, Any]:
         try:
             holder = json.loads((self.path / "lock").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return holder if isinstance(holder, dict) else {}
 
     def _beats_elsewhere(self) -> bool:
         """Whether another host, whose lock a network disk may not show us, has written a heartbeat lately."""
         holder = self._holder()
+        beat = holder.get("heartbeat")
         return (
             holder.get("host") not in (None, socket.gethostname())
-            and time.time() - holder.get("heartbeat", 0) < DEAD_AFTER_SECONDS
+            and isinstance(beat, int | float)
+            and time.time() - beat < DEAD_AFTER_SECONDS
         )
 
 
@@ -358,7 +360,17 @@ def all_runs(runs: Path, experiment: str = "*") -> list[Path]:
 
 
 def rows(path: Path) -> Iterator[dict[str, float]]:
-    """The rows of a run's metrics.csv, each with the numbers that were logged at that step."""
-    with (path / "metrics.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            yield {name: float(value) for name, value in row.items() if value not in ("", None)}
+    """The rows of a run's metrics.csv, each with the numbers that were logged at that step.
+
+    Raises:
+        BadInput: if the file is missing or damaged.
+    """
+    file = path / "metrics.csv"
+    try:
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                yield {name: float(value) for name, value in row.items() if value not in ("", None)}
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: more values than columns
+        raise BadInput(
+            f"{file} cannot be read ({error!s:.100}): it is damaged or no metrics.csv; bring it back, or choose another run."
+        ) from error
