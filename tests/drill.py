@@ -198,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kills = options.kills // len(options.experiments) + (i < options.kills % len(options.experiments))
             drill = Drill(experiment, room, dice, counts)
             print(f"{experiment}: {kills} kills, and once without", flush=True)
-            whole = drill.reference()
-            while kills > 0:
+            whole, fruitless = drill.reference(), 0
+            while kills > 0 and fruitless < 5:  # a run can end before the moment to kill it comes
                 of_this_run = min(kills, KILLS_PER_RUN)
                 before = counts.total()
                 problems = drill.survive(of_this_run) or differing(whole, drill.runs[-1])
@@ -210,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
                 wrong += problems
                 compared += 1
-                kills -= max(1, counts.total() - before)
+                kills -= counts.total() - before
+                fruitless += counts.total() == before
     minutes = (time.monotonic() - began) / 60
     stages = ", ".join(f"{stage} {counts[stage]}" for stage in STAGES if counts[stage])
     lost = sum("lost" in problem for problem in wrong)
