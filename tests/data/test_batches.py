@@ -68,6 +68,21 @@ def test_batches_by_length_visit_every_example_once_and_are_full_but_one(lengths
     assert sizes[:-1] == [batch_size] * (len(batches) - 1) and 0 < sizes[-1] <= batch_size
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 600), st.integers(1, 3), st.sampled_from([5, 255, 256, 70_000]), st.sampled_from(["i8", "i4"]))
+def test_batches_by_length_are_windows_of_a_permutation_sorted_and_shuffled(size, batch_size, longest, dtype):
+    lengths = np.random.default_rng(size).integers(1, longest + 1, size).astype(dtype)
+    plan = by_length(lengths, batch_size, seed=3)
+    for epoch in (0, 1, 0):
+        random = np.random.default_rng([3, epoch])
+        order, expected = random.permutation(size).tolist(), []
+        for start in range(0, size, WINDOW * batch_size):
+            window = sorted(order[start : start + WINDOW * batch_size], key=lambda row: lengths[row])
+            expected += [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
+        expected = [expected[number] for number in random.permutation(len(expected))]
+        assert [batch.tolist() for batch in plan(epoch)] == expected
+
+
 def test_batches_by_length_are_a_function_of_seed_and_epoch():
     def drawn(seed, epoch):
         return [batch.tolist() for batch in by_length(LENGTHS, 16, seed)(epoch)]

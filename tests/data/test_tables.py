@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from litlab.data import tables
 from litlab.data.catalog import cache_folder
 from litlab.data.tables import Source, Table, hashes, hold_out, open_source, read, read_splits
 from litlab.data.text_classification import TextClassification
@@ -182,6 +184,42 @@ def test_foreign_rows_without_text_are_left_out_and_counted(capsys: pytest.Captu
     assert "the Hub: 2 of 4 rows have no text and are left out" in capsys.readouterr().err
 
 
+VALUES = st.sampled_from(["a", " b ", "größe", "", " \u2028", None, 5, "\ud800", ["a"]])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(VALUES, VALUES, st.sampled_from("xyz")), min_size=1, max_size=25), st.integers(1, 9))
+def test_rows_are_checked_alike_wherever_blocks_of_them_end(rows, size) -> None:
+    texts, choice = {"data.text": "text", "data.text_pair": "other"}, [("text", 0), ("other", 1)]
+    problems = [
+        next(filter(None, (tables.problem_of(name, row[place]) for name, place in choice)), None) for row in rows
+    ]
+    usable = [number for number, problem in enumerate(problems) if not problem]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "CHUNK", size)
+        if usable:
+            found = read(Table("there", lambda columns: iter(rows), foreign=True), texts, LABEL)
+            assert found.ids.tolist() == usable and found.labels == [rows[number][2] for number in usable]
+            assert [column.to_pylist() for column in found.texts] == [[rows[n][p] for n in usable] for p in (0, 1)]
+        if first := next((number for number, problem in enumerate(problems, 1) if problem), None):
+            with pytest.raises(BadInput) as caught:
+                read(table_of(rows), texts, LABEL)
+            assert str(caught.value) == f"here, row {first}: {problems[first - 1]}."
+
+
+def test_of_two_problems_the_first_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="row 2: column 'text' is empty"):
+        read_file(tmp_path / "a.csv", b"text,label\na,x\n,y\nb,x,z\n")
+    with pytest.raises(BadInput, match="row 2 has 3 values"):
+        read_file(tmp_path / "a.csv", b"text,label\na,x\nb,x,z\n,y\n")
+
+
+def test_equal_labels_are_one_object(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(csv_bytes([(f"text {number}", f"class {number % 2}") for number in range(50)]))
+    labels = read(open_source(str(tmp_path / "a.csv")).open()["train"], TEXT, LABEL).labels
+    assert len({id(label) for label in labels}) == 2
+
+
 WORDS = st.sampled_from(["a b", "A  B", " a b ", "c", "C\n", "straße", "STRASSE", "\u00a0d", "e f g", "h", "漢字"])
 TEXTS = st.lists(st.tuples(st.one_of(WORDS, st.text(min_size=1, max_size=5)), st.sampled_from("xyz")), max_size=60)
 SHARES = st.lists(st.floats(0.05, 0.45), min_size=1, max_size=2)
@@ -205,6 +243,26 @@ def test_holding_out_partitions_the_rows_and_keeps_equal_texts_together(rows, sh
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(rows)))
     found = [{as_compared(texts[row]) for row in part} for part in parts]
     assert sum(map(len, found)) == len(set().union(*found))
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS, st.lists(st.floats(0.05, 0.7), min_size=1, max_size=3), st.booleans())
+def test_holding_out_equals_a_loop_over_the_texts(rows, shares, stratified) -> None:
+    groups: dict[bytes, list[int]] = {}
+    for number, (text, _) in enumerate(rows):
+        digest = hashlib.blake2b(as_compared(text).encode(), digest_size=8).digest()
+        groups.setdefault(digest, []).append(number)
+    by_stratum: dict[str, list[bytes]] = {}
+    for digest in sorted(groups):
+        stratum = min(rows[number][1] for number in groups[digest]) if stratified else ""
+        by_stratum.setdefault(stratum, []).append(digest)
+    expected: list[list[int]] = [[] for _ in [*shares, "rest"]]
+    for members in by_stratum.values():
+        ends = np.round(np.cumsum(shares) * len(members))
+        for place, digest in enumerate(members):
+            expected[int(np.searchsorted(ends, place, side="right"))] += groups[digest]
+    parts = hold_out([chunked([text for text, _ in rows])], [stratum for _, stratum in rows] * stratified, shares)
+    assert [part.tolist() for part in parts] == [sorted(part) for part in expected]
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,6 +1,9 @@
 import json
+import multiprocessing
+import os
 import re
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from litlab.data import tables
+from litlab.data import tables, tokens
 from litlab.data.catalog import cache_folder
 from litlab.data.text_classification import TextClassification, checked, encode
 from litlab.errors import BadInput
@@ -28,6 +31,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return texts
 
 
+FORK = multiprocessing.get_context("fork")
 TEXTS = sentences(200)
 CLASSES = ["bad", "good", "so so"]
 ROWS = [{"text": text, "label": CLASSES[(number // 5) % 3]} for number, text in enumerate(TEXTS)]
@@ -162,6 +166,72 @@ def test_a_cached_source_is_not_read_again(file: Path, tiny_bert: Path, monkeypa
         assert ids_of(before) == ids_of(after)
     with pytest.raises(AssertionError, match="read again"):
         opened(file, tiny_bert, max_length=60)
+
+
+CHANGES = {
+    "text": lambda file, tokenizer: opened(file, tokenizer, text="other"),
+    "second text": lambda file, tokenizer: opened(file, tokenizer, text_pair="other"),
+    "label": lambda file, tokenizer: opened(file, tokenizer, label="stars"),
+    "validation": lambda file, tokenizer: opened(file, tokenizer, validation=0.2),
+    "test": lambda file, tokenizer: opened(file, tokenizer, test=0.2),
+    "length": lambda file, tokenizer: opened(file, tokenizer, max_length=9),
+    "tokenizer": lambda file, tokenizer: opened(file, cased(tokenizer, file.parent / "cased")),
+    "data": lambda file, tokenizer: opened(edited(file), tokenizer),
+}
+
+
+def cased(tokenizer: Path, to: Path) -> Path:
+    shutil.copytree(tokenizer, to)
+    config = json.loads((to / "tokenizer_config.json").read_text())
+    (to / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
+    return to
+
+
+def edited(file: Path) -> Path:
+    """One letter is another; size and time stay."""
+    times = file.stat().st_atime, file.stat().st_mtime
+    file.write_text(file.read_text().replace("text 39", "text 38", 1))
+    os.utime(file, times)
+    return file
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_changed_option_tokenizer_or_data_set_never_finds_the_old_cache(what, tmp_path, tiny_bert) -> None:
+    rows = [{"text": f"text {n}", "other": f"other {n}", "label": "ab"[n % 2], "stars": n % 3} for n in range(40)]
+    file = write(tmp_path / "a.jsonl", rows)
+    before = opened(file, tiny_bert).fingerprint
+    assert opened(file, tiny_bert, batch_size=3, evaluation_batch_size=5, seed=7).fingerprint == before
+    assert CHANGES[what](file, tiny_bert).fingerprint != before
+
+
+def test_a_build_that_is_killed_half_way_is_made_again(file: Path, tiny_bert: Path, monkeypatch) -> None:
+    def killed() -> None:
+        monkeypatch.setattr(tokens.SplitWriter, "texts", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        opened(file, tiny_bert)
+
+    child = FORK.Process(target=killed)
+    child.start(), child.join(timeout=60)
+    assert child.exitcode == -signal.SIGKILL
+    (half,) = (cache_folder() / "tokens").glob(".*/*/train/tokens.*")
+    data = opened(file, tiny_bert)
+    assert_batches_equal(data, tiny_bert, [TEXTS], 64)
+    assert not half.exists()
+
+
+def test_two_processes_that_build_the_same_cache_at_once_both_get_it_whole(file, tiny_bert) -> None:
+    start = FORK.Barrier(2)
+
+    def work() -> None:
+        start.wait(timeout=60)
+        assert_batches_equal(opened(file, tiny_bert), tiny_bert, [TEXTS], 64)
+
+    children = [FORK.Process(target=work) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=60)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert len([folder for folder in (cache_folder() / "tokens").iterdir() if folder.is_dir()]) == 1
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ def write(tokenizer, texts, max_length, tmp_path):
 
 
 @pytest.mark.parametrize("max_length", [7, 9, 64])
-@pytest.mark.parametrize("chunk", [1, 4, 1000])
+@pytest.mark.parametrize("chunk", [1, 60, 2**18])
 def test_pairs_are_cut_and_told_apart_as_the_tokenizer_does_it(chunk, max_length, tiny_bert, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "CHUNK", chunk)
     tokenizer = pretrained.load_tokenizer(str(tiny_bert))
@@ -330,6 +330,32 @@ def test_pairs_are_cut_and_told_apart_as_the_tokenizer_does_it(chunk, max_length
     ]
     assert types == expected["token_type_ids"].tolist()
     assert made.tokens == int(expected["attention_mask"].sum())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_t5"])
+def test_tokens_are_those_of_the_tokenizer_called_text_by_text(model, side, request, tmp_path, monkeypatch) -> None:
+    tokenizer = pretrained.load_tokenizer(str(request.getfixturevalue(model)))
+    tokenizer.truncation_side = side
+    texts = [*FIRST, "the [SEP] film </s> is [PAD]", "größer 漢字 🦊", " ", "word " * 50] * 3
+    monkeypatch.setattr(tokens, "CHUNK", 100)
+    _, split = write(tokenizer, [texts], 12, tmp_path)
+    batch, real = split.ragged("tokens").padded(np.arange(len(texts)), -1)
+    made = [row[kept].tolist() for row, kept in zip(batch, real, strict=True)]
+    assert made == [tokenizer(text, truncation=True, max_length=12)["input_ids"] for text in texts]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9)), max_size=30), st.integers(1, 40))
+def test_a_chunk_holds_so_many_bytes_and_the_rest_of_one_text(rows, size) -> None:
+    columns = [column([row[place] for row in rows]) for place in (0, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "CHUNK", size)
+        chunks = [rows[places] for places in tokens._in_chunks(columns)]
+    assert all(chunks) and [row for chunk in chunks for row in chunk] == rows
+    sizes = [[len("".join(row).encode()) for row in chunk] for chunk in chunks]
+    assert all(sum(chunk[1:]) < size for chunk in sizes)
+    assert len(chunks) <= 1 + sum(map(sum, sizes)) // size
 
 
 def test_what_is_too_long_is_cut_and_counted(tiny_bert: Path, tmp_path: Path) -> None:

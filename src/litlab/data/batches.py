@@ -8,7 +8,7 @@ the global random number generators.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,9 @@ def by_length(lengths: np.ndarray, batch_size: int, seed: int) -> Plan:
         batch_size: examples per optimizer step, over all processes and micro-batches.
         seed: together with the epoch it fixes the order.
     """
+    lengths = lengths.astype(np.min_scalar_type(int(lengths.max(initial=0))))  # numpy sorts small numbers faster
 
+    @lru_cache(maxsize=1)  # the number of batches is asked for before the first of them
     def plan(epoch: int) -> list[np.ndarray]:
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(lengths))
