@@ -1,5 +1,6 @@
-"""Compares two finished runs bit for bit: everything but where and when they ran, and how long it took."""
+"""Compares two finished runs bit for bit: everything but where and when they ran, and how fast."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import torch
+
+from litlab.callbacks.throughput import SHOWN
 
 ELSEWHERE = ("run", "dirpath", "best_model_path", "kth_best_model_path", "last_model_path")  # names of places
 
@@ -21,8 +24,8 @@ def differing(one: Path, two: Path) -> list[str]:
             for run in (one, two)
         ]
         found += _differing(*contents, name)
-    for name in ("metrics.csv", "config.yaml"):
-        found += _differing((one / name).read_text().splitlines(), (two / name).read_text().splitlines(), name)
+    found += _differing(deterministic(one), deterministic(two), "metrics.csv")
+    found += _differing(*((run / "config.yaml").read_text().splitlines() for run in (one, two)), "config.yaml")
     scores = [
         {split: {**result, "at": None} for split, result in json.loads((run / "eval.json").read_text()).items()}
         for run in (one, two)
@@ -34,9 +37,12 @@ def differing(one: Path, two: Path) -> list[str]:
     return found + [name for name in ("steps", "best", "status", "data_fingerprint") if best[0][name] != best[1][name]]
 
 
-def deterministic(columns: list[str]) -> list[str]:
-    """The columns of metrics.csv without those of time, throughput and memory."""
-    return [name for name in columns if not name.startswith(("time/", "throughput/", "memory/"))]
+def deterministic(run: Path) -> list[list[str]]:
+    """The header and the rows of metrics.csv, without the columns of throughput and memory."""
+    with (run / "metrics.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    kept = [number for number, name in enumerate(header) if name not in SHOWN]
+    return [[row[number] for number in kept] for row in (header, *rows)]
 
 
 def _differing(one: Any, two: Any, place: str) -> list[str]:

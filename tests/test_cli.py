@@ -22,7 +22,7 @@ def test_later_layers_win_and_lists_can_be_extended(inside: Path) -> None:
     assert config["trainer"]["max_epochs"] == 9 and config["trainer"]["log_every_n_steps"] == 3
     assert config["model"]["init_args"]["hidden"] == 16 and config["model"]["init_args"]["weight_decay"] == 0.3
     names = [callback["class_path"].split(".")[-1] for callback in config["trainer"]["callbacks"]]
-    assert names == ["TrainingLog", "ProgressBar", "LearningRateMonitor", "Timer"]
+    assert names == ["Throughput", "TrainingLog", "ProgressBar", "LearningRateMonitor", "Timer"]
 
 
 def test_classes_and_seed_follow_the_data_and_the_run(inside: Path) -> None:

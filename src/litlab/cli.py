@@ -16,6 +16,7 @@ from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import Field
 
@@ -217,6 +218,8 @@ class LitlabCLI(LightningCLI):
         self.keeper.origin = self._origin
         self.guard = self.config_init.guard
         self.guard.run, self.guard.seed = self.run.path, self.config.seed_everything
+        if type(trainer.precision_plugin) in (Precision, precision.Bf16Mixed):  # others scale or shard gradients
+            trainer.precision_plugin.clip_grad_by_norm = self.guard.clip  # type: ignore[method-assign]
         trainer.fit_loop = FitLoop(trainer, self.keeper)
         # litlab.interrupts answers the signals; Lightning's own handlers save at any moment, and start runs from what they saved
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from litlab.__main__ import run as run_command
+from litlab.callbacks.guard import Guard, gradients_of, total_norm
 from litlab.data.mnist import MNIST
 from litlab.errors import StoppedByGuard
+from litlab.models.mnist_mlp import MnistMLP
 from litlab.run_directory import RunDirectory, rows
 
 FIT = (
@@ -104,3 +106,37 @@ def test_two_processes_stop_together_and_name_the_examples_of_both(litlab, insid
     assert outcome.returncode == 3, outcome.stderr
     ids = json.loads((newest().path / "nonfinite.json").read_text())["ids"]
     assert len(set(ids)) == 32  # the global batch
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e3], ids=["clipped", "small"])
+def test_clipping_with_the_norm_that_is_known_gives_the_bits_of_torch(limit: float) -> None:
+    torch.manual_seed(0)
+    mine, theirs = ([torch.nn.Parameter(torch.zeros(7, 5)), torch.nn.Parameter(torch.zeros(3))] for _ in range(2))
+    for one, other in zip(mine, theirs, strict=True):
+        one.grad = torch.randn_like(one)
+        other.grad = one.grad.clone()
+    optimizer, guard = torch.optim.SGD(mine), Guard()
+    guard._norm = total_norm(gradients_of(optimizer))
+    assert torch.equal(guard._norm, torch.nn.utils.get_total_norm([parameter.grad for parameter in theirs]))
+    guard.clip(optimizer, limit)
+    torch.nn.utils.clip_grad_norm_(theirs, limit)
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(mine, theirs, strict=True))
+
+
+def test_a_module_that_changes_its_gradient_is_clipped_by_the_norm_of_what_it_made(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    norms: list[float] = []
+
+    def enlarge(self: MnistMLP, optimizer: torch.optim.Optimizer) -> None:
+        for gradient in gradients_of(optimizer):
+            gradient.mul_(1e3)
+
+    def note(self: MnistMLP, optimizer: torch.optim.Optimizer) -> None:
+        norms.append(total_norm(gradients_of(optimizer)).item())
+
+    monkeypatch.setattr(MnistMLP, "on_before_optimizer_step", enlarge)
+    monkeypatch.setattr(MnistMLP, "on_before_zero_grad", lambda self, optimizer: note(self, optimizer))
+    run_command("fit", [*FIT, "--trainer.gradient_clip_val=0.5", "--trainer.max_steps=4"])
+    assert norms[1:] == pytest.approx([0.5] * (len(norms) - 1), rel=1e-4) and len(norms) > 2

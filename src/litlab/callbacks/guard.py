@@ -1,11 +1,13 @@
 """Notices when the numbers of a training are no numbers any more."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from litlab.callbacks.checkpoints import of_all_ranks
@@ -33,7 +35,9 @@ class Guard(Callback):
         self._in_a_row = 0
         self._batches: list[Any] = []
         self._stepped = False
-        self._finite: Tensor | None = None  # of the step under way
+        # losses and norm of the gradient added up: finite if all of them are, in fewer operations than looking at each
+        self._sum: Tensor | None = None  # of the step under way
+        self._norm: Tensor | None = None  # of its gradient
         self._unread: tuple[Tensor, dict[str, Any]] | None = None  # of the step before
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,10 +56,10 @@ class Guard(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Look at the loss of a micro-batch."""
-        finite = torch.isfinite(loss.detach())
-        self._finite = finite if self._finite is None else self._finite & finite
+        loss = loss.detach()
+        self._sum = loss if self._sum is None else self._sum + loss
         batch = self._batches[-1]
-        if self.nonfinite == "skip" and isinstance(batch, dict) and "weight" in batch and not finite:
+        if self.nonfinite == "skip" and isinstance(batch, dict) and "weight" in batch and not torch.isfinite(loss):
             batch["weight"] = 0.0  # left out of the means that are logged
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -66,24 +70,34 @@ class Guard(Callback):
         """
         self.check(trainer)
         self._stepped = True
-        if self._finite is None:
+        if self._sum is None:
             return  # a module that optimizes by itself, without Lightning's backward
-        finite, self._finite = self._finite, None
-        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        scaled = (
-            getattr(trainer.precision_plugin, "scaler", None) is not None
-        )  # a scaler leaves infinite ones out itself
-        if gradients and not scaled:
-            finite = finite & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        watched, self._sum = self._sum, None
+        gradients = gradients_of(optimizer)
+        # a scaler leaves infinite ones out itself
+        if gradients and getattr(trainer.precision_plugin, "scaler", None) is None:
+            norm = total_norm(gradients)
+            watched = watched + norm
+            if not is_overridden("on_before_optimizer_step", pl_module):  # which may change the gradient after this
+                self._norm = norm
         if trainer.world_size > 1:
-            finite = trainer.strategy.reduce(finite.float(), reduce_op="sum") == trainer.world_size
+            watched = trainer.strategy.reduce(watched, reduce_op="sum")
         ids = [batch.get("id") if isinstance(batch, dict) else None for batch in self._batches]
         facts = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seed": self.seed}
-        self._unread = finite, {**facts, "ids": ids}
-        if self.nonfinite == "skip" and not finite:
+        self._unread = watched, {**facts, "ids": ids}
+        if self.nonfinite == "skip" and not torch.isfinite(watched):
             self._skip(trainer, optimizer)
         elif self.nonfinite == "skip":
             self._in_a_row, self._unread = 0, None
+
+    def clip(self, optimizer: Any, clip_val: float) -> None:
+        """Clip the gradient by its norm, which is known already: counting it again costs as much as the clipping."""
+        norm, self._norm = self._norm, None
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if norm is None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip_val)
+        elif norm.is_cuda or norm > clip_val:  # a GPU would wait for the comparison
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip_val, norm)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Nothing is saved after a step that must not be counted."""
@@ -104,7 +118,7 @@ class Guard(Callback):
             StoppedByGuard: with the step and where to read more.
         """
         unread, self._unread = self._unread, None
-        if unread is None or unread[0]:
+        if unread is None or math.isfinite(unread[0].item()):
             return
         file = self._record(trainer, unread[1])
         raise StoppedByGuard(
@@ -139,3 +153,19 @@ class Guard(Callback):
             content = {**facts, "ids": ids, "skipped": self.skipped}
             write_atomically(file, json.dumps(content, indent=1) + "\n")
         return file
+
+
+def gradients_of(optimizer: Any) -> list[Tensor]:
+    """The gradients that an optimizer will use."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, as torch.nn.utils.get_total_norm counts it.
+
+    For one device and one type, which is nearly always so, it does without the sorting that takes longer than the counting.
+    """
+    if len({(gradient.device, gradient.dtype, gradient.layout, type(gradient)) for gradient in gradients}) > 1:
+        return torch.nn.utils.get_total_norm(gradients)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0)))

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from litlab.callbacks.checkpoints import of_all_ranks, of_rank
+from litlab.callbacks.throughput import Throughput
 
 
 class TrainingLog(Callback):
@@ -170,9 +171,12 @@ class ProgressBar(TQDMProgressBar):
             self._say(f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>6}  {seconds:5.1f} s  {shown}")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The loss of the last log beside the bar, and what modules log with `prog_bar=True`."""
+        """The loss of the last log beside the bar, what modules log with `prog_bar=True`, and the throughput."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        for callback in getattr(trainer, "callbacks", []):
+            if isinstance(callback, Throughput):
+                metrics |= callback.brief()
         loss = self._loss(trainer)
         return metrics if math.isnan(loss) else {"loss": f"{loss:.4f}", **metrics}
 
