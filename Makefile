@@ -4,6 +4,7 @@
 #   RESUME=name with train: continue that run; RESUME=auto: the newest unfinished one with these settings, or a new one
 #   FORK=name, INIT=name  with train: a new run with the whole state, or with the weights, of a run
 #   ARGS="..."  options that are passed on, e.g. ARGS="--model.learning_rate=3e-3 -c configs/hardware/ddp.yaml"
+#   FAST=1  with setup: also ROUGE in Rust, many times faster
 #   SYSTEM_TORCH=1  with setup: use the torch that PYTHON already has, as on a cluster, instead of the pinned one
 
 PYTHON ?= python3
@@ -15,12 +16,12 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint .venv/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval test test-slow fuzz drill lint format notebook clean
+.PHONY: help setup train eval test test-slow fuzz drill bench lint format notebook clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: .venv/installed ## create .venv and install litlab with the exact versions of constraints.txt
+setup: .venv/installed $(if $(FAST),.venv/installed-fast) ## create .venv and install litlab with the exact versions of constraints.txt
 
 train: .venv/installed ## train an experiment: make train EXP=mnist_mlp ARGS="--model.learning_rate=3e-3"
 	@$(LITLAB) fit $(START) $(ARGS)
@@ -40,6 +41,9 @@ fuzz: .venv/installed-dev ## feed 20,000 random inputs to the readers and the co
 
 drill: .venv/installed-dev ## kill trainings at random moments, continue and compare them: make drill ARGS="--kills 100"
 	@.venv/bin/python tests/drill.py $(ARGS)
+
+bench: .venv/installed-dev ## measure the speed against others, into BENCHMARKS.md: make bench ONLY=bert
+	@.venv/bin/python -m benchmarks.bench $(ONLY)
 
 lint: .venv/installed-dev ## check format, style and types
 	@.venv/bin/ruff format --check .
@@ -64,7 +68,11 @@ clean: ## remove .venv; runs, data and the shared cache stay
 	@$(INSTALL) --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-fast: .venv/installed requirements-fast.txt
+	@$(PIP) install --quiet --require-hashes --no-deps --requirement requirements-fast.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed-fast
 	@echo "installing what the tests need (once)"
 	@$(INSTALL) --editable ".[dev]"
 	@touch $@

@@ -1,5 +1,6 @@
 """A training and an evaluation from beginning to end, and what each leaves in the run directory."""
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -36,6 +37,7 @@ UNWRITABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 # what Lightning says of settings with errors of other kinds
 MISCONFIGURED = ("`val_check_interval`", "Early stopping conditioned on metric")
 INHERITED = "LITLAB_START"  # tells the processes that Lightning starts where to start
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 SAMPLES = 10  # texts of a model that are shown
 TEXTS = ("source", "target", "text")  # what was given, what was wanted, what the model wrote
 
@@ -55,6 +57,8 @@ def fit(settings: list[str], request: Request, arguments: list[str]) -> None:
     with configuration_errors(), Interrupts() as interrupts:
         cli = LitlabCLI(settings, request=request)
         cli.keeper.interrupts = interrupts
+        if cli.device == "cpu":
+            keep_freed_memory()
         try:
             train(cli, arguments)
         finally:
@@ -97,6 +101,16 @@ def train(cli: LitlabCLI, arguments: list[str]) -> None:
         print(f"run   {shown(run.path)}")
         if best:
             print(f"next  make eval RUN={run.experiment}/{run.id}   scores the test split, and counts that you looked")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, for the next step: a large gradient is else given back and fetched page by page.
+
+    Without glibc it does nothing. What the process needs at most does not change.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def open_run(cli: LitlabCLI, arguments: list[str]) -> None:

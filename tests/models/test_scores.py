@@ -1,4 +1,5 @@
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 from torchmetrics.text.rouge import ROUGEScore
 
-from litlab.models.scores import ClassificationScores, SummarizationScores, split_sentences
+from litlab.models.scores import ClassificationScores, SummarizationScores, rouge_scorer, split_sentences
 
 WORDS = [
     "the",
@@ -151,6 +152,16 @@ def reference(summaries: list[str], targets: list[str], name: str) -> float:
     )
 
 
+@pytest.fixture(params=["rouge_score", "rouge_score_rs"])
+def scorer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package that is used where only it is installed."""
+    if request.param == "rouge_score":
+        monkeypatch.setitem(sys.modules, "rouge_score_rs", None)
+    score = rouge_scorer(["rouge1"])(["a"], ["a"])[0]["rouge1"]
+    assert type(score).__module__.split(".")[0] == request.param
+
+
+@pytest.mark.usefixtures("scorer")
 @pytest.mark.parametrize(("size", "batch", "seed"), [(1, 1, 0), (23, 5, 1), (40, 64, 2), (33, 8, 3)])
 def test_rouge_is_the_mean_of_rouge_score(size: int, batch: int, seed: int) -> None:
     batches = summarization_batches(size, batch, seed)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from litlab import pretrained
+from litlab import pretrained, speed
 from litlab.models import optimizer
 from litlab.models.scores import ClassificationScores
 
@@ -59,6 +59,7 @@ class BertClassifier(LightningModule):
             self.network = pretrained.load_model(
                 AutoModelForSequenceClassification, self.pretrained, num_labels=self.num_classes
             )
+            speed.speed_up(self.network)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits, (batch, classes), of texts as tokens, (batch, length)."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -12,10 +13,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
-from litlab import pretrained
+from litlab import pretrained, speed
 from litlab.errors import BadInput
 from litlab.models import optimizer
 from litlab.models.scores import SummarizationScores
+from litlab.models.t5_decoding import greedy
 
 EMBEDDING_SCALE = 0.05  # of a new T5's embeddings: with AdamW it learns far faster than with T5's own 1.0
 CAPPED_SHARE = 0.05  # of summaries that reach the limit: more are worth a warning
@@ -101,6 +103,7 @@ class T5Summarizer(LightningModule):
             return
         if self.pretrained:
             self.network = pretrained.load_model(AutoModelForSeq2SeqLM, self.pretrained)
+            speed.speed_up(self.network)
             return
         config = T5Config(
             vocab_size=self.vocab_size,
@@ -117,6 +120,7 @@ class T5Summarizer(LightningModule):
         self.network = T5ForConditionalGeneration(config)
         # T5 draws them from a unit normal distribution, for Adafactor, whose steps are relative to a weight's size
         self.network.shared.weight.data.mul_(EMBEDDING_SCALE)
+        speed.speed_up(self.network)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """The mean loss over the tokens of the summaries, a number."""
@@ -154,11 +158,19 @@ class T5Summarizer(LightningModule):
     def generate(self, batch: dict[str, Any]) -> Tensor:
         """Summaries as tokens, (batch, at most max_new_tokens), padded behind their ends."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if self._decodes_greedily():
+            limits = {name: self.generation[name] for name in ("max_new_tokens", "no_repeat_ngram_size")}
+            return greedy(self.network, **inputs, **limits)
         return self.network.generate(**inputs, **self.generation)[:, 1:]  # without the token that starts the decoder
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and decay, stepped with every batch."""
         return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
+
+    def _decodes_greedily(self) -> bool:
+        """Whether litlab's own decoding can be used, which reads the weights of a T5 directly: not if they are sharded."""
+        whole = self._trainer is None or isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        return self.generation["num_beams"] == 1 and type(self.network) is T5ForConditionalGeneration and whole
 
     def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: SummarizationScores) -> dict[str, Any]:
         mean_loss.update(self(batch), weight=(batch["labels"] >= 0).sum())
