@@ -1,0 +1,1 @@
+"""What is fast, against whom: `make bench`."""

@@ -1,0 +1,174 @@
+"""MNIST, an MLP of 784-128-10, batches of 64: litlab with all its loggers against Lightning, the usual template and a bare loop."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics import Accuracy
+
+from benchmarks.race import faster, race, report, seconds_of_fit
+from litlab.data.mnist import DEVIATION, MEAN, MNIST
+from litlab.models.optimizer import rate_at
+
+BATCH, EPOCHS, ROUNDS = 64, 2, 5
+LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 4e-3, 0.3, 0.05
+SETTINGS = [
+    "-c",
+    "configs/experiment/mnist_mlp.yaml",
+    f"--data.batch_size={BATCH}",
+    f"--trainer.max_epochs={EPOCHS}",
+    "--trainer.limit_val_batches=0",  # training is compared
+    "--checkpoint.monitor=null",
+]
+
+
+def network() -> nn.Sequential:
+    """The same for all."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def optimizer_of(module: nn.Module, steps: int) -> tuple[Any, Any]:
+    """AdamW and the schedule per step of the experiment."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps, 86, "linear"))
+
+
+class Tensors:
+    """Shuffled batches by indexing, (batch, 784) float32 and (batch,): the fastest loader there is.
+
+    Args:
+        images: all of them, normalised.
+        labels: their classes.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self.labels) // BATCH)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.labels))
+        return ((self.images[rows], self.labels[rows]) for rows in order.split(BATCH))
+
+
+class Digits(Dataset):
+    """One image at a time, as tutorials and templates read them: from PIL, to a tensor, normalised."""
+
+    def __init__(self, images: np.ndarray, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        """Examples."""
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        pixels = np.array(Image.fromarray(self.images[row]), copy=True)  # what ToTensor does
+        image = torch.from_numpy(pixels).view(1, 28, 28).float().div(255)
+        return image.sub(MEAN).div(DEVIATION), int(self.labels[row])
+
+
+class Plain(LightningModule):
+    """The smallest module that trains it.
+
+    Args:
+        logs: whether loss and accuracy are logged at every step, as templates do.
+    """
+
+    def __init__(self, logs: bool = False) -> None:
+        super().__init__()
+        self.network, self.logs = network(), logs
+        self.accuracy = Accuracy(task="multiclass", num_classes=10)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss."""
+        image, target = batch
+        logits = self.network(image.flatten(1))
+        loss = F.cross_entropy(logits, target, label_smoothing=SMOOTHING)
+        if self.logs:
+            self.accuracy(logits, target)
+            self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+            self.log("train/accuracy", self.accuracy, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """As the others."""
+        optimizer, scheduler = optimizer_of(self, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """The first batch comes next."""
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """The last call counts."""
+        self.ended = time.perf_counter()
+
+
+def main() -> None:
+    """Race, and report images per second."""
+    data = MNIST()
+    data.setup()
+    pixels = data.images["train"][: data.train_size]
+    labels = data.labels["train"][: data.train_size]
+    images = (pixels.float() / 255 - MEAN) / DEVIATION
+    total = EPOCHS * len(labels)
+    room = Path(tempfile.mkdtemp())
+
+    def litlab() -> float:
+        return total / seconds_of_fit(*SETTINGS)
+
+    def lightning() -> float:
+        module = Plain()
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        trainer = Trainer(accelerator="cpu", max_epochs=EPOCHS, enable_model_summary=False, **quiet)
+        trainer.fit(module, Tensors(images, labels))
+        return total / (module.ended - module.began)
+
+    def template() -> float:
+        module = Plain(logs=True)
+        trainer = Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, logger=CSVLogger(room))
+        digits = Digits(pixels.view(-1, 28, 28).numpy(), labels)
+        trainer.fit(module, DataLoader(digits, BATCH, shuffle=True))
+        return len(labels) / (module.ended - module.began)
+
+    def bare() -> float:
+        model = network()
+        loader = Tensors(images, labels)
+        optimizer, scheduler = optimizer_of(model, EPOCHS * len(loader))
+        began = time.perf_counter()
+        for _ in range(EPOCHS):
+            for image, target in loader:
+                loss = F.cross_entropy(model(image), target, label_smoothing=SMOOTHING)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+        return total / (time.perf_counter() - began)
+
+    medians = race({"litlab": litlab, "Lightning": lightning, "template": template, "bare loop": bare}, ROUNDS)
+    epoch = "MNIST epoch, batch 64, all loggers on, against"
+    unit = "images/s"
+    report(
+        [
+            faster(f"{epoch} Lightning's Trainer without any", medians, "litlab", "Lightning", unit, 0.9),
+            faster(f"{epoch} a bare loop", medians, "litlab", "bare loop", unit, None, 0.7),
+            faster(f"{epoch} the usual template", medians, "litlab", "template", unit, 3, 5),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

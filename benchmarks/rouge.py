@@ -1,0 +1,62 @@
+"""ROUGE of 1,000 docstring summaries: litlab with the fast extra against torchmetrics, and against rouge-score."""
+
+import random
+import sys
+import time
+
+import rouge_score_rs  # noqa: F401  # fails early where it is not installed
+import torch
+from torchmetrics.text.rouge import ROUGEScore
+
+from benchmarks.race import race, report, sooner
+from litlab.data import docstrings
+from litlab.models.scores import SummarizationScores
+
+PAIRS, ROUNDS = 1000, 3
+
+
+def main() -> None:
+    """Race, and report seconds."""
+    rows = [row for row in docstrings.table().to_pylist() if row["split"] == "validation"][:PAIRS]
+    targets = [row["target"] for row in rows]
+    dice = random.Random(0)
+    # summaries that share words with their targets, as those of a model do
+    words = [f"{row['target']} {row['source'][:80]}".split() for row in rows]
+    summaries = [" ".join(dice.sample(some, len(some))[:15]) for some in words]
+    nothing = torch.zeros(PAIRS)
+
+    def litlab() -> float:
+        metric = SummarizationScores("val/")
+        began = time.perf_counter()
+        metric.update(summaries, targets, nothing, nothing)
+        metric.compute()
+        return time.perf_counter() - began
+
+    def slow() -> float:
+        fast = sys.modules["rouge_score_rs"]
+        sys.modules["rouge_score_rs"] = None  # type: ignore[assignment]  # as where it is not installed
+        try:
+            return litlab()
+        finally:
+            sys.modules["rouge_score_rs"] = fast
+
+    def torchmetrics() -> float:
+        # the keys without rougeLsum, for which it downloads a sentence splitter
+        metric = ROUGEScore(use_stemmer=True, rouge_keys=("rouge1", "rouge2", "rougeL"))
+        began = time.perf_counter()
+        metric.update(summaries, targets)
+        metric.compute()
+        return time.perf_counter() - began
+
+    medians = race({"with the fast extra": litlab, "rouge-score": slow, "torchmetrics": torchmetrics}, ROUNDS)
+    what = "ROUGE of 1,000 summaries with the fast extra against"
+    report(
+        [
+            sooner(f"{what} torchmetrics", medians, "with the fast extra", "torchmetrics", "s", 50),
+            sooner(f"{what} litlab with rouge-score", medians, "with the fast extra", "rouge-score", "s"),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
