@@ -21,7 +21,7 @@ RESULTS = Path("benchmarks/results")  # what was measured last, by suite; BENCHM
 HEAD = """# Benchmarks
 
 What litlab's speed is, against whom. `make bench` runs all of it and writes this file, `make bench ONLY=bert` one part. Each
-line is one process in which litlab and its peers take turns on the same data with the same batch size, learning rate and
+line comes from one run, in which litlab and its peers take turns on the same data with the same batch size, learning rate and
 number of steps; what is shown are medians, and their ratio, above 1 if litlab is better. Absolute numbers are this machine's
 and vary with what else it does. What was tried, kept and dropped is in [benchmarks/LOG.md](benchmarks/LOG.md).
 """

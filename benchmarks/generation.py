@@ -1,26 +1,47 @@
 """Summaries of the whole validation split of docstrings: litlab against transformers' generate in Lightning's autocast."""
 
+import json
+import os
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from transformers import T5ForConditionalGeneration
 
-from benchmarks.race import race, report, say, sooner
+from benchmarks.race import ROOM, apart, race, report, say, serve, sooner
 from litlab.data.summarization import Summarization
 from litlab.models.scores import SummarizationScores
 from litlab.models.t5_summarizer import T5Summarizer
 from litlab.precision import Bf16Mixed
+from litlab.training import keep_freed_memory
 
-ROUNDS, STEPS = 3, 150
+ROUNDS, STEPS = 5, 400
 SETTINGS: dict[str, Any] = {"d_model": 256, "d_ff": 1024, "num_layers": 3, "num_heads": 4, "dropout": 0.0}
+
+
+def opened() -> Summarization:
+    """The data of the experiment."""
+    data = Summarization(tokenizer_size=4096, max_length=128, max_summary_length=32, batch_size=16)
+    data.prepare_data()
+    return data
+
+
+def made(data: Summarization) -> T5Summarizer:
+    """The model of the experiment, from random weights."""
+    torch.manual_seed(0)
+    module = T5Summarizer(vocab_size=data.vocab_size, max_new_tokens=32, no_repeat_ngram_size=3, **SETTINGS)
+    module.configure_model()
+    return module
 
 
 def trained(data: Summarization) -> T5Summarizer:
     """A model that has learnt to end its summaries: a random one writes to the limit, whoever decodes."""
-    torch.manual_seed(0)
-    module = T5Summarizer(vocab_size=data.vocab_size, max_new_tokens=32, no_repeat_ngram_size=3, **SETTINGS)
-    module.configure_model()
+    keep_freed_memory()
+    module = made(data)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     for _, batch in zip(range(STEPS), data.train_dataloader(), strict=False):
         with torch.autocast("cpu", torch.bfloat16):
@@ -32,48 +53,73 @@ def trained(data: Summarization) -> T5Summarizer:
     return module.eval()
 
 
-def main() -> None:
-    """Race, report seconds, and compare what was written."""
-    data = Summarization(tokenizer_size=4096, max_length=128, max_summary_length=32, batch_size=16)
-    data.prepare_data()
-    module = trained(data)
-    written: dict[str, dict[int, tuple[str, str]]] = {"litlab": {}, "generate": {}}
+class Contest:
+    """The contenders, with the same model and texts; each notes what it wrote.
 
-    def all_of(name: str, context: Any, generate: Any) -> float:
+    Args:
+        room: folder of the weights.
+    """
+
+    def __init__(self, room: Path) -> None:
+        self.room = room
+        self.data = opened()
+        self.module = made(self.data)
+        self.module.load_state_dict(torch.load(room / "weights.pt", weights_only=True))
+        self.module.eval()
+
+    def litlab(self) -> float:
+        """As `litlab eval` does it."""
+        keep_freed_memory()
+        return self._all("litlab", Bf16Mixed("cpu").forward_context, self.module.generate)
+
+    def generate(self) -> float:
+        """`generate` of transformers in Lightning's autocast, of the network as transformers makes it."""
+        plain = T5ForConditionalGeneration(self.module.network.config).eval()
+        plain.load_state_dict(self.module.network.state_dict())
+        plain.set_attn_implementation("sdpa")
+
+        def summaries(batch: dict[str, Any]) -> torch.Tensor:
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            return plain.generate(**inputs, **self.module.generation)[:, 1:]
+
+        return self._all("generate", MixedPrecision("bf16-mixed", "cpu").forward_context, summaries)
+
+    def _all(self, name: str, context: Any, generate: Any) -> float:
+        written = {}
         began = time.perf_counter()
         with torch.inference_mode():
-            for batch in data.val_dataloader():
+            for batch in self.data.val_dataloader():
                 with context():
-                    texts = data._decode(generate(batch))
-                written[name] |= dict(zip(batch["id"].tolist(), zip(texts, batch["target"], strict=True), strict=True))
-        return time.perf_counter() - began
+                    texts = self.data._decode(generate(batch))
+                written |= dict(zip(batch["id"].tolist(), zip(texts, batch["target"], strict=True), strict=True))
+        seconds = time.perf_counter() - began
+        (self.room / f"{name}.json").write_text(json.dumps(written))
+        return seconds
 
-    def plain(batch: dict[str, Any]) -> torch.Tensor:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return module.network.generate(**inputs, **module.generation)[:, 1:]
 
-    ours, theirs = Bf16Mixed("cpu"), MixedPrecision("bf16-mixed", "cpu")
-    medians = race(
-        {
-            "litlab": lambda: all_of("litlab", ours.forward_context, module.generate),
-            "generate": lambda: all_of("generate", theirs.forward_context, plain),
-        },
-        ROUNDS,
-    )
-    same = sum(written["litlab"][number] == text for number, text in written["generate"].items()) / len(
-        written["generate"]
-    )
+def main() -> None:
+    """Race, report seconds, and compare what was written."""
+    room = Path(tempfile.mkdtemp())
+    os.environ[ROOM] = str(room)
+    torch.save(trained(opened()).state_dict(), room / "weights.pt")
+    medians = race({name: apart("benchmarks.generation", name) for name in ("litlab", "generate")}, ROUNDS)
+    written = {name: json.loads((room / f"{name}.json").read_text()) for name in ("litlab", "generate")}
+    pairs = list(zip(*(written[name].values() for name in written), strict=True))
+    same = sum(one == other for one, other in pairs) / len(pairs)
     rouge = {}
-    for name, pairs in written.items():
+    for name, texts in written.items():
         scores = SummarizationScores("")
-        nothing = torch.zeros(len(pairs))
-        scores.update(*map(list, zip(*pairs.values(), strict=True)), nothing, nothing)
+        nothing = torch.zeros(len(texts))
+        scores.update(*map(list, zip(*texts.values(), strict=True)), nothing, nothing)
         rouge[name] = float(scores.compute()["rouge1"])
-    note = f"generation: {same:.2%} of {len(written['generate']):,} summaries identical; ROUGE-1 {rouge['litlab']:.4f} and {rouge['generate']:.4f}"
+    note = f"generation: {same:.2%} of {len(pairs):,} summaries identical; ROUGE-1 {rouge['litlab']:.4f} and {rouge['generate']:.4f}."
     say(note)
     what = "T5 generation of the validation split against model.generate in Lightning's autocast"
     report([sooner(what, medians, "litlab", "generate", "s", 2, 4)], [note])
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        serve(getattr(Contest(Path(os.environ[ROOM])), sys.argv[1]))
+    else:
+        main()

@@ -1,4 +1,4 @@
-"""ROUGE of 1,000 docstring summaries: litlab with the fast extra against torchmetrics, and against rouge-score."""
+"""ROUGE of 1,000 texts of 54 words: litlab with the fast extra against torchmetrics, and against rouge-score."""
 
 import random
 import sys
@@ -12,17 +12,17 @@ from benchmarks.race import race, report, sooner
 from litlab.data import docstrings
 from litlab.models.scores import SummarizationScores
 
-PAIRS, ROUNDS = 1000, 3
+PAIRS, WORDS, ROUNDS = 1000, 54, 3
 
 
 def main() -> None:
     """Race, and report seconds."""
     rows = [row for row in docstrings.table().to_pylist() if row["split"] == "validation"][:PAIRS]
-    targets = [row["target"] for row in rows]
+    # as long as the highlights of CNN/DailyMail; the summaries share words with them, as those of a model do
+    words = [row["source"].split()[:WORDS] for row in rows]
+    targets = [" ".join(some) for some in words]
     dice = random.Random(0)
-    # summaries that share words with their targets, as those of a model do
-    words = [f"{row['target']} {row['source'][:80]}".split() for row in rows]
-    summaries = [" ".join(dice.sample(some, len(some))[:15]) for some in words]
+    summaries = [" ".join(dice.sample(some, len(some))) for some in words]
     nothing = torch.zeros(PAIRS)
 
     def litlab() -> float:
@@ -49,7 +49,7 @@ def main() -> None:
         return time.perf_counter() - began
 
     medians = race({"with the fast extra": litlab, "rouge-score": slow, "torchmetrics": torchmetrics}, ROUNDS)
-    what = "ROUGE of 1,000 summaries with the fast extra against"
+    what = "ROUGE of 1,000 texts of 54 words with the fast extra against"
     report(
         [
             sooner(f"{what} torchmetrics", medians, "with the fast extra", "torchmetrics", "s", 50),

@@ -104,7 +104,7 @@ def train(cli: LitlabCLI, arguments: list[str]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for the next step: a large gradient is else given back and fetched page by page.
+    """Let the C library keep what is freed, for the next step: a large tensor is else given back and fetched page by page.
 
     Without glibc it does nothing. What the process needs at most does not change.
     """
@@ -234,6 +234,8 @@ def score(run: RunDirectory, split: str, name: str, overrides: list[str]) -> Non
     with configuration_errors():
         cli = LitlabCLI(["-c", str(run.config()), *overrides], run)
         first = cli.trainer.is_global_zero
+        if cli.device == "cpu":
+            keep_freed_memory()
         if first:
             run.acquire()
         try:

@@ -10,6 +10,8 @@ from torchmetrics import Accuracy, F1Score, Metric, MetricCollection, Precision,
 from torchmetrics.classification import BinaryAUROC, MulticlassAUROC
 from torchmetrics.utilities import dim_zero_cat
 
+SENTENCE_END = re.compile(r"""([.!?])\s+(?=[A-Z0-9"'(])""")
+
 
 class BinaryRocAuc(BinaryAUROC):
     """The area under the ROC curve; NaN, where torchmetrics says 0, if a split has one class only."""
@@ -125,7 +127,11 @@ class SummarizationScores(Metric):
     def _sums(self, summaries: list[str], targets: list[str]) -> Tensor:
         if self._score is None:
             self._score = rouge_scorer(self.NAMES)
-        targets, summaries = (["\n".join(split_sentences(text)) for text in texts] for texts in (targets, summaries))
+        # a sentence to a line, as Lsum expects them
+        targets, summaries = (
+            ["\n".join(SENTENCE_END.sub("\\1\n", text).splitlines()) for text in texts]
+            for texts in (targets, summaries)
+        )
         scores = self._score(targets, summaries)
         sums = [sum(score[name].fmeasure for score in scores) for name in self.NAMES]
         return torch.tensor(sums, device=self.device)
@@ -152,5 +158,5 @@ def split_sentences(text: str) -> list[str]:
 
     Needs no model or download, unlike NLTK's; "e.g. This" is split wrongly.
     """
-    lines = (re.split(r"""(?<=[.!?])\s+(?=[A-Z0-9"'(])""", line.strip()) for line in text.splitlines())
-    return [sentence for line in lines for sentence in line if sentence] or [text]
+    lines = (line.strip() for line in SENTENCE_END.sub("\\1\n", text).splitlines())
+    return [line for line in lines if line] or [text]
