@@ -122,12 +122,10 @@ class Clock(Callback):
     """
 
     began = ended = 0.0
-    losses: list[float] = []  # noqa: RUF012
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """The first batch comes next."""
         Clock.began = time.perf_counter()
-        Clock.losses = []
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         """The last call counts."""

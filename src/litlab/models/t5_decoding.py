@@ -111,7 +111,8 @@ def greedy(
     real = (attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min
     # tokens of all summaries, beginning with the decoder's start; `rows` are those that are still written
     tokens = torch.full((len(input_ids), max_new_tokens + 1), pad, device=device)
-    tokens[:, 0] = network.generation_config.decoder_start_token_id
+    start = network.generation_config.decoder_start_token_id  # not every saved model has it there
+    tokens[:, 0] = config.decoder_start_token_id if start is None else start
     rows = torch.arange(len(input_ids), device=device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for position in range(max_new_tokens):
