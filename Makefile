@@ -16,10 +16,10 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint .venv/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval test test-slow fuzz drill bench lint format notebook clean
+.PHONY: help setup train eval test test-slow fuzz drill bench bench-quality lint format notebook clean
 
 help: ## list these commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/installed $(if $(FAST),.venv/installed-fast) ## create .venv and install litlab with the exact versions of constraints.txt
 
@@ -44,6 +44,9 @@ drill: .venv/installed-dev ## kill trainings at random moments, continue and com
 
 bench: .venv/installed-dev ## measure the speed against others, into BENCHMARKS.md: make bench ONLY=bert
 	@.venv/bin/python -m benchmarks.bench $(ONLY)
+
+bench-quality: .venv/installed-dev ## train with and without each trick that makes it fast, three seeds each; most of an hour
+	@.venv/bin/python -m benchmarks.quality $(ONLY)
 
 lint: .venv/installed-dev ## check format, style and types
 	@.venv/bin/ruff format --check .

@@ -15,9 +15,14 @@ import torch
 
 from benchmarks.race import Row, say
 
-SUITES = ("startup", "mnist", "bert", "t5", "generation", "rouge", "loading", "growth")
+SUITES = ("startup", "mnist", "bert", "t5", "generation", "rouge", "loading", "growth", "gpu")
 FILE = Path("BENCHMARKS.md")
 RESULTS = Path("benchmarks/results")  # what was measured last, by suite; BENCHMARKS.md is made of them
+QUALITY = RESULTS / "quality.json"  # benchmarks/quality.py writes it
+QUALITY_HEAD = """Whether speed costs quality: each trick that changes numbers, alone and together, against the plain path: float32, transformers' own
+networks, batches in random order. Means of three seeds, in brackets the smallest and the largest. "Distance" is between the mean loss
+curves, beside the mean spread of the plain path's seeds. Two ways agree if all three differences are within the spread of the seeds.
+"""
 HEAD = """# Benchmarks
 
 What litlab's speed is, against whom. `make bench` runs all of it and writes this file, `make bench ONLY=bert` one part. Each
@@ -51,14 +56,14 @@ def run(name: str) -> None:
     if outcome.returncode:
         sys.exit(f"benchmarks/{name}.py ended with status {outcome.returncode}")
     content = json.loads(outcome.stdout.splitlines()[-1])
-    facts = {
-        "command": f"make bench ONLY={name}",
-        "day": time.strftime("%Y-%m-%d"),
-        "hardware": hardware(),
-        "versions": {package: version(package) for package in PACKAGES},
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps({**facts, **content}, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps({**facts(f"make bench ONLY={name}"), **content}, indent=1) + "\n")
     FILE.write_text(document())
+
+
+def facts(command: str) -> dict[str, Any]:
+    """What a figure comes with."""
+    versions = {package: version(package) for package in PACKAGES}
+    return {"command": command, "day": time.strftime("%Y-%m-%d"), "hardware": hardware(), "versions": versions}
 
 
 def hardware() -> str:
@@ -80,13 +85,17 @@ def table() -> str:
     lines = ["| measured | litlab | peer | ratio | must | reach for |", "|---|---|---|---|---|---|"]
     for content in results().values():
         for row in (Row(**row) for row in content["rows"]):
-            reached = "" if row.must is None or row.ratio >= row.must else " **missed**"
-            cells = [
-                f"{value:,.3g} {row.unit}" if value < 1000 else f"{value:,.0f} {row.unit}"
-                for value in (row.ours, row.theirs)
-            ]
+            if row.ratio is None:
+                cells = ["", "", "not measured"]
+            else:
+                reached = "" if row.must is None or row.ratio >= row.must else " **missed**"
+                cells = [
+                    f"{value:,.3g} {row.unit}" if value < 1000 else f"{value:,.0f} {row.unit}"
+                    for value in (row.ours, row.theirs)
+                ]
+                cells.append(f"**{row.ratio:.2f} x**{reached}")
             goals = ["" if goal is None else f"{goal:.2g} x" for goal in (row.must, row.reach)]
-            lines.append(f"| {' | '.join([row.what, *cells, f'**{row.ratio:.2f} x**{reached}', *goals])} |")
+            lines.append(f"| {' | '.join([row.what, *cells, *goals])} |")
     return "\n".join(lines)
 
 
@@ -94,10 +103,17 @@ def document() -> str:
     """BENCHMARKS.md."""
     lines = [HEAD, table()]
     for name, content in results().items():
-        versions = ", ".join(f"{package} {number}" for package, number in content["versions"].items())
-        lines += ["", f"**{name}**: `{content['command']}`, {content['day']}, {content['hardware']}; {versions}."]
-        lines += [f"\n{note}" for note in content["notes"]]
+        lines += ["", f"**{name}**: {told(content)}", *(f"\n{note}" for note in content["notes"])]
+    if QUALITY.exists():
+        content = json.loads(QUALITY.read_text())
+        lines += ["", "## Quality", "", QUALITY_HEAD, content["table"], "", told(content)]
     return "\n".join(lines) + "\n"
+
+
+def told(facts: dict[str, Any]) -> str:
+    """Command, day, hardware and versions in a sentence."""
+    versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
+    return f"`{facts['command']}`, {facts['day']}, {facts['hardware']}; {versions}."
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """MNIST, an MLP of 784-128-10, batches of 64: litlab with all its loggers against Lightning, the usual template and a bare loop."""
 
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Accuracy
 
-from benchmarks.race import faster, race, report, seconds_of_fit
+from benchmarks.race import apart, faster, race, report, seconds_of_fit, serve
 from litlab.data.mnist import DEVIATION, MEAN, MNIST
 from litlab.models.optimizer import rate_at
 
@@ -117,36 +118,42 @@ class Plain(LightningModule):
         self.ended = time.perf_counter()
 
 
-def main() -> None:
-    """Race, and report images per second."""
-    data = MNIST()
-    data.setup()
-    pixels = data.images["train"][: data.train_size]
-    labels = data.labels["train"][: data.train_size]
-    images = (pixels.float() / 255 - MEAN) / DEVIATION
-    total = EPOCHS * len(labels)
-    room = Path(tempfile.mkdtemp())
+class Contest:
+    """The contenders, with the same images."""
 
-    def litlab() -> float:
-        return total / seconds_of_fit(*SETTINGS)
+    def __init__(self) -> None:
+        data = MNIST()
+        data.setup()
+        self.pixels = data.images["train"][: data.train_size]
+        self.labels = data.labels["train"][: data.train_size]
+        self.images = (self.pixels.float() / 255 - MEAN) / DEVIATION
+        self.total = EPOCHS * len(self.labels)
 
-    def lightning() -> float:
+    def litlab(self) -> float:
+        """`litlab fit`."""
+        return self.total / seconds_of_fit(*SETTINGS)
+
+    def lightning(self) -> float:
+        """Lightning's Trainer, with nothing but a loop."""
         module = Plain()
         quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
         trainer = Trainer(accelerator="cpu", max_epochs=EPOCHS, enable_model_summary=False, **quiet)
-        trainer.fit(module, Tensors(images, labels))
-        return total / (module.ended - module.began)
+        trainer.fit(module, Tensors(self.images, self.labels))
+        return self.total / (module.ended - module.began)
 
-    def template() -> float:
+    def template(self) -> float:
+        """The usual template, for one epoch."""
         module = Plain(logs=True)
-        trainer = Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, logger=CSVLogger(room))
-        digits = Digits(pixels.view(-1, 28, 28).numpy(), labels)
+        logger = CSVLogger(tempfile.mkdtemp())
+        trainer = Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, logger=logger)
+        digits = Digits(self.pixels.view(-1, 28, 28).numpy(), self.labels)
         trainer.fit(module, DataLoader(digits, BATCH, shuffle=True))
-        return len(labels) / (module.ended - module.began)
+        return len(self.labels) / (module.ended - module.began)
 
-    def bare() -> float:
+    def bare_loop(self) -> float:
+        """Plain PyTorch."""
         model = network()
-        loader = Tensors(images, labels)
+        loader = Tensors(self.images, self.labels)
         optimizer, scheduler = optimizer_of(model, EPOCHS * len(loader))
         began = time.perf_counter()
         for _ in range(EPOCHS):
@@ -156,19 +163,27 @@ def main() -> None:
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
-        return total / (time.perf_counter() - began)
+        return self.total / (time.perf_counter() - began)
 
-    medians = race({"litlab": litlab, "Lightning": lightning, "template": template, "bare loop": bare}, ROUNDS)
+
+def main() -> None:
+    """Race, and report images per second."""
+    os.environ["LITLAB_RUNS"] = tempfile.mkdtemp()
+    names = ("litlab", "lightning", "template", "bare_loop")
+    medians = race({name: apart("benchmarks.mnist", name) for name in names}, ROUNDS)
     epoch = "MNIST epoch, batch 64, all loggers on, against"
     unit = "images/s"
     report(
         [
-            faster(f"{epoch} Lightning's Trainer without any", medians, "litlab", "Lightning", unit, 0.9),
-            faster(f"{epoch} a bare loop", medians, "litlab", "bare loop", unit, None, 0.7),
+            faster(f"{epoch} Lightning's Trainer without any", medians, "litlab", "lightning", unit, 0.9),
+            faster(f"{epoch} a bare loop", medians, "litlab", "bare_loop", unit, None, 0.7),
             faster(f"{epoch} the usual template", medians, "litlab", "template", unit, 3, 5),
         ]
     )
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        serve(getattr(Contest(), sys.argv[1]))
+    else:
+        main()

@@ -1,10 +1,12 @@
 from typing import Any
 
+import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
-from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
-from litlab.loops import STEP_HOOKS, skip_empty_hooks
+from litlab.loops import STEP_HOOKS, take_shortcuts
 
 
 class Counting(Callback):
@@ -31,7 +33,7 @@ class Module(BoringModel):
 def test_hooks_that_somebody_has_overridden_are_called_and_the_others_are_skipped(tmp_path: Any) -> None:
     class Skipping(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            skip_empty_hooks(trainer)
+            take_shortcuts(trainer)
 
     seen: list[int] = []
     callback = Counting()
@@ -45,3 +47,42 @@ def test_hooks_that_somebody_has_overridden_are_called_and_the_others_are_skippe
     skipped = [hook for hook in STEP_HOOKS if getattr(callback, hook) is None]
     assert skipped == [hook for hook in STEP_HOOKS if hook != "on_train_batch_end"]
     assert module.on_train_batch_end is None and callable(module.on_before_zero_grad)
+
+
+@pytest.mark.parametrize("who", ["nobody", "module", "data"])
+def test_batches_are_not_sent_to_the_cpu_unless_somebody_has_a_say_in_it(who: str, tmp_path: Any) -> None:
+    sent: list[int] = []
+
+    def transfer(self: Any, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        sent.append(1)
+        return batch
+
+    bases = {"module": BoringModel, "data": BoringDataModule}
+    made = {
+        name: type(name, (base,), {"transfer_batch_to_device": transfer} if name == who else {})()
+        for name, base in bases.items()
+    }
+
+    class Shortcuts(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            take_shortcuts(trainer)
+
+    settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        limit_val_batches=0,
+        callbacks=[Shortcuts()],
+        default_root_dir=tmp_path,
+        **settings,
+    )
+    trainer.fit(made["module"], datamodule=made["data"])
+    assert trainer.global_step == 3 and len(sent) == (0 if who == "nobody" else 3)
+
+
+def test_a_module_still_registers_parameters_and_modules() -> None:
+    module = LightningModule()
+    module.layer, module.weight = torch.nn.Linear(2, 1), torch.nn.Parameter(torch.zeros(3))
+    module._current_fx_name = "training_step"
+    assert list(module.state_dict()) == ["weight", "layer.weight", "layer.bias"]
+    assert module._current_fx_name == "training_step"

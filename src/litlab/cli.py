@@ -40,6 +40,7 @@ for message in (
     ".*LeafSpec.*is deprecated.*",  # Lightning 2.6.6 under torch 2.13: nothing a user can change
     ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run continues
     ".*ended before the epoch ended and your dataloader is.*",  # litlab.loops brings it back to its place
+    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # BertClassifier's: it packs whatever data it gets
 ):
     warnings.filterwarnings("ignore", message=message)
 

@@ -7,14 +7,20 @@ epoch again with a dataloader that has no state. A test resumes from each of the
 """
 
 import time
+from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from tqdm import tqdm
 
 from litlab.callbacks.checkpoints import LastCheckpoint, random_state, set_random_state
@@ -28,6 +34,10 @@ STEP_HOOKS = (
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
+
+
+TRANSFER_HOOKS = ("transfer_batch_to_device", "on_after_batch_transfer")
+NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class FitLoop(_FitLoop):
@@ -80,7 +90,7 @@ class FitLoop(_FitLoop):
     def on_run_start(self) -> None:
         """Restore what Lightning does not, last of all."""
         super().on_run_start()
-        skip_empty_hooks(self.trainer)
+        take_shortcuts(self.trainer)
         self._load_combined_loader_states()
         self.keeper.restore(self.trainer)
 
@@ -102,6 +112,7 @@ class EpochLoop(_TrainingEpochLoop):
         super().__init__(trainer, min_steps, max_steps)
         self.keeper = keeper
         self._validation_wanted = False
+        self._takes_index: bool | None = None  # whether the training step takes the number of the batch
         self.asked = 0.0  # when the last batch was asked for, for Throughput
         self.val_loop: ValidationLoop = ValidationLoop(trainer, keeper)
 
@@ -160,6 +171,16 @@ class EpochLoop(_TrainingEpochLoop):
         wanted, self._validation_wanted = self._validation_wanted, False
         return wanted
 
+    def _build_kwargs(self, kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
+        """The arguments of the training step, whose signature Lightning reads again at every step."""
+        if self._takes_index is None:
+            step = self.trainer.lightning_module.training_step
+            self._takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+        kwargs["batch"] = batch
+        if self._takes_index:
+            kwargs["batch_idx"] = batch_idx
+        return kwargs
+
     def _broadcast_sigterm_tensor(self) -> None:
         """Nothing: the keeper asks all processes, once per optimizer step and not per batch."""
 
@@ -196,13 +217,32 @@ class ValidationLoop(_EvaluationLoop):
             self.has_run = True
 
 
-def skip_empty_hooks(trainer: Trainer) -> None:
-    """Let Lightning pass over the hooks of a step that nobody has overridden: calling all costs more than a small model's step.
+def take_shortcuts(trainer: Trainer) -> None:
+    """Spare Lightning what has no effect in this training: for a small model, that takes longer than its step.
 
-    It calls what is callable, each in a context of its profiler; None is not.
+    Hooks of a step that nobody has overridden are None, which Lightning does not call; a profiler that does nothing does it
+    sooner; and batches for the CPU are not sent there.
     """
+    module = trainer.lightning_module
     owners: list[tuple[Any, type]] = [(callback, Callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    for owner, base in [*owners, (trainer.lightning_module, LightningModule)]:
+    for owner, base in [*owners, (module, LightningModule)]:
         for hook in STEP_HOOKS:
             if hook not in vars(owner) and getattr(type(owner), hook) is getattr(base, hook):
                 setattr(owner, hook, None)
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    if type(profiler) is PassThroughProfiler:
+        vars(profiler)["profile"] = lambda action_name: NOTHING
+    hooks = [(owner, hook) for owner in (module, trainer.datamodule) for hook in TRANSFER_HOOKS if owner is not None]  # type: ignore[attr-defined]
+    if trainer.strategy.root_device.type == "cpu" and not any(is_overridden(hook, owner) for owner, hook in hooks):
+        trainer.strategy.batch_to_device = lambda batch, *args, **kwargs: batch  # type: ignore[method-assign]
+
+
+def _set_attribute(module: LightningModule, name: str, value: Any) -> None:
+    """Set an attribute; Lightning sets this one 34 times per step, and torch takes its time to see that it is no parameter."""
+    if name == "_current_fx_name":
+        vars(module)[name] = value
+    else:
+        torch.nn.Module.__setattr__(module, name, value)
+
+
+LightningModule.__setattr__ = _set_attribute  # type: ignore[method-assign, assignment]

@@ -5,6 +5,7 @@ benchmarks/LOG.md has the gain of each.
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,15 +14,16 @@ from transformers.activations import NewGELUActivation
 from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertPreTrainedModel, BertSelfAttention
 from transformers.models.t5.modeling_t5 import (
-    T5Attention,
     T5DenseActDense,
     T5DenseGatedActDense,
     T5LayerCrossAttention,
+    T5LayerNorm,
     T5PreTrainedModel,
 )
 
+from litlab import packing
+
 ATTENTION = "litlab"
-SEVERAL_PRODUCTS = (BertSelfAttention, T5Attention, T5DenseActDense, T5DenseGatedActDense)  # of the same input
 
 
 def speed_up(network: PreTrainedModel) -> None:
@@ -36,8 +38,10 @@ def speed_up(network: PreTrainedModel) -> None:
                 setattr(parent, name, Dropout(child.p))
             elif type(child) is NewGELUActivation:  # the same function as eight operations
                 setattr(parent, name, nn.GELU(approximate="tanh"))
-        if isinstance(parent, SEVERAL_PRODUCTS):
+        if isinstance(parent, BertSelfAttention):
             parent.register_forward_pre_hook(_cast_once)
+        if type(parent) in FASTER:
+            parent.__class__ = FASTER[type(parent)]
         if isinstance(parent, T5LayerCrossAttention):
             vars(parent.EncDecAttention)["is_cross"] = True
     if isinstance(network, BertPreTrainedModel | T5PreTrainedModel):
@@ -46,10 +50,13 @@ def speed_up(network: PreTrainedModel) -> None:
 
 def _cast_once(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Cast the input of several matrix products as autocast would cast it for each of them."""
-    device = inputs[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return inputs
-    return (inputs[0].to(torch.get_autocast_dtype(device)), *inputs[1:])
+    return (inputs[0].to(_product_dtype(inputs[0])), *inputs[1:])
+
+
+def _product_dtype(input: Tensor) -> torch.dtype:
+    """The type to which a matrix product would cast its input."""
+    device = input.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
 
 
 class Dropout(nn.Dropout):
@@ -60,21 +67,34 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability `p`; input and output have the same shape."""
-        if not self.training or not self.p or input.device.type != "cpu":
+        if not self.training or input.device.type != "cpu":
             return super().forward(input)
-        return _Drop.apply(input, self.p)
+        return _drop(input, self.p)
+
+
+def _drop(input: Tensor, p: float) -> Tensor:
+    if torch.compiler.is_compiling():
+        return F.dropout(input, p)
+    dropped = round(p * 2**16)
+    return _Drop.apply(input, dropped) if dropped else input
 
 
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, p: float) -> Tensor:
-        dropped = round(p * 2**16)
+    def forward(ctx: Any, input: Tensor, dropped: int) -> Tensor:
         if dropped == 2**16:
             factor = torch.zeros_like(input)
         else:
-            bits = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-            kept = (bits[: input.numel()] >= dropped - 2**15).view(input.shape)
-            factor = kept.to(input.dtype).mul_(2**16 / (2**16 - dropped))
+            # numpy draws them sooner, and small whole numbers become factors sooner than truth values do
+            numbers = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))
+            bits = torch.from_numpy(numbers.random_raw(-(-input.numel() // 4)).view(np.int16))
+            first_kept = dropped - 2**15
+            kept = bits[: input.numel()].view(input.shape).clamp_(first_kept - 1, first_kept).sub_(first_kept - 1)
+            scale = torch.tensor(2**16 / (2**16 - dropped), dtype=input.dtype)
+            if input.dtype == torch.bfloat16:
+                factor = kept.mul_(scale.view(torch.int16)).view(torch.bfloat16)  # zero has no bits set
+            else:
+                factor = kept.to(input.dtype).mul_(scale)
         ctx.save_for_backward(factor)
         return input * factor
 
@@ -82,6 +102,58 @@ class _Drop(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
         return gradient * factor, None
+
+
+class Norm(T5LayerNorm):
+    """T5's normalization, in the type of the matrix products that follow; on a CPU forward and backward are one operation each."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Scale each vector, (..., width), to a mean square of 1, then by the weights."""
+        dtype = _product_dtype(hidden_states)
+        if hidden_states.device.type != "cpu" or hidden_states.dtype != self.weight.dtype:
+            return super().forward(hidden_states).to(dtype)
+        return _Normalize.apply(hidden_states, self.weight, self.variance_epsilon, dtype)
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        norm = torch.linalg.vector_norm(input, dim=-1, keepdim=True)
+        scale = norm.square_().div_(input.shape[-1]).add_(epsilon).rsqrt_()
+        normal = input * scale
+        ctx.save_for_backward(normal, scale, weight)
+        return (normal * weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        normal, scale, weight = ctx.saved_tensors
+        gradient = gradient.to(normal.dtype)
+        product = (gradient * normal).flatten(0, -2)
+        along = torch.mv(product, weight).div_(-normal.shape[-1]).view(scale.shape)
+        return torch.addcmul(gradient * weight, normal, along).mul_(scale), product.sum(dim=0), None, None
+
+
+class FeedForward(T5DenseActDense):
+    """T5's, without a cast to the weights' type and back."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Shape in and out: (batch, length, width)."""
+        return self.wo(self.dropout(self.act(self.wi(hidden_states))))
+
+
+class GatedFeedForward(T5DenseGatedActDense):
+    """That of T5 1.1, without a cast to the weights' type and back."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Shape in and out: (batch, length, width)."""
+        return self.wo(self.dropout(self.act(self.wi_0(hidden_states)) * self.wi_1(hidden_states)))
+
+
+FASTER: dict[type, type] = {
+    T5LayerNorm: Norm,
+    T5DenseActDense: FeedForward,
+    T5DenseGatedActDense: GatedFeedForward,
+}
 
 
 def _attention(
@@ -93,6 +165,8 @@ def _attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    longest: int = 0,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention of BERT and T5, as `transformers` calls it.
@@ -106,11 +180,16 @@ def _attention(
         dropout: of the attention weights.
         scaling: of the scores; None: one over the root of the width.
         position_bias: of a T5, added to the scores, (1, heads, length, other length).
+        cu_seqlens: of a packed batch, where texts begin and end; `dropout` does not apply there.
+        longest: most tokens of a text of a packed batch.
         unused: what other kinds of attention take.
 
     Returns:
         (batch, length, heads, width of a head), and None in place of the weights.
     """
+    if cu_seqlens is not None:
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return packing.attend(query, key, value, cu_seqlens, longest, scaling)[None], None
     if mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     if getattr(module, "is_cross", False):
@@ -123,12 +202,11 @@ def _attention(
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
         return attended.transpose(1, 2), None
     # torch's own kernels for this case compute in float32, or have a backward pass that is several times slower
-    scores = (query * (query.shape[3] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
+    factor = query.shape[3] ** -0.5 if scaling is None else scaling
+    scores = (query if factor == 1 else query * factor) @ key.transpose(2, 3)
     scores = scores.float() if bias is None else scores + bias  # in float32, in which softmax is several times faster
     weights = scores.softmax(dim=3).to(query.dtype)
-    if dropout:
-        weights = _Drop.apply(weights, dropout)
-    return (weights @ value).transpose(1, 2), None
+    return (_drop(weights, dropout) @ value).transpose(1, 2), None
 
 
 def _joined(position_bias: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

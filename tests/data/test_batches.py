@@ -106,6 +106,19 @@ def test_batches_by_length_come_in_an_order_that_does_not_depend_on_length():
         assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.2
 
 
+def test_batches_by_two_lengths_pad_few_targets_and_hardly_more_texts():
+    targets = np.random.default_rng(7).integers(1, 30, len(LENGTHS))
+
+    def padded(plan, lengths):
+        batches = plan(0)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(len(LENGTHS)))
+        return sum(len(batch) * lengths[batch].max() for batch in batches) / lengths.sum() - 1
+
+    one, two = by_length(LENGTHS, 16, 0), by_length(LENGTHS, 16, 0, targets)
+    assert padded(two, targets) < 0.4 * padded(one, targets)
+    assert padded(two, LENGTHS) < padded(one, LENGTHS) + 0.1
+
+
 def test_with_equal_lengths_batches_by_length_mix_all_examples():
     batches = by_length(np.full(4 * WINDOW * 4, 7), 4, seed=0)(0)
     assert np.mean([batch.max() - batch.min() for batch in batches]) > WINDOW * 4

@@ -18,7 +18,9 @@ from transformers import (
     RobertaTokenizer,
 )
 
+from litlab.callbacks.throughput import sizes
 from litlab.data.text_classification import TextClassification
+from litlab.errors import BadInput
 from litlab.models.bert_classifier import BertClassifier
 
 TEXTS = [
@@ -212,3 +214,61 @@ def test_a_handful_of_texts_is_learnt_by_heart(tiny_bert: Path, tmp_path: Path) 
     (scores,) = trainer().validate(model, data, verbose=False)
     assert scores["val/loss"] < 0.01
     assert {scores[f"val/{name}"] for name in ("accuracy", "precision", "recall", "f1", "roc_auc")} == {1.0}
+
+
+def train(folder: Path, tmp_path: Path, **settings: Any) -> tuple[BertClassifier, dict[str, float]]:
+    """Train on texts of 3 to 40 words for two epochs, without dropout, and score."""
+    texts = [" ".join([TEXTS[number % 5]] * (1 + number % 9)) for number in range(50)]
+    source = write(tmp_path / "reviews.csv", texts, ["good", "bad"] * 25)
+    data = TextClassification(str(source), tokenizer=str(folder), batch_size=8, evaluation_batch_size=3)
+    model = built(folder, learning_rate=1e-3, **settings).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    trainer(max_epochs=2, limit_val_batches=2, enable_checkpointing=False).fit(model, data)
+    (scores,) = trainer().validate(model, data, verbose=False)
+    return model, scores
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """What will be compiled, by a compiler that changes nothing."""
+    made: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compile(call, backend=count, **options))
+    return made
+
+
+@pytest.mark.parametrize("padding_free", [True, False])
+@pytest.mark.parametrize("compile", [True, False])
+def test_padding_free_and_compiled_trainings_learn_what_a_plain_one_learns(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, padding_free: bool, compile: bool
+) -> None:
+    plain, expected = train(tiny_bert, tmp_path)
+    made = counted(monkeypatch)
+    model, scores = train(tiny_bert, tmp_path, padding_free=padding_free, compile=compile)
+    state = model.state_dict()
+    assert state.keys() == plain.state_dict().keys()
+    assert all(torch.allclose(value, state[name], rtol=0, atol=1e-4) for name, value in plain.state_dict().items())
+    assert scores == pytest.approx(expected, abs=1e-4)
+    assert 0 < len(made) <= 6 if compile else not made, "validation is not compiled"
+
+
+def test_speed_is_counted_in_the_tokens_that_are_computed(tiny_bert: Path) -> None:
+    data = batch(tiny_bert, TEXTS)
+    real = int(data["attention_mask"].sum())
+    packed = built(tiny_bert, padding_free=True).on_before_batch_transfer(data, 0)
+    rounded = built(tiny_bert, padding_free=True, compile=True).train().on_before_batch_transfer(data, 0)
+    assert sizes(packed, False) == (5, real, real)
+    assert sizes(rounded, False) == (5, real, 160)
+
+
+def test_padding_free_needs_a_bert(tiny_bert: Path, tmp_path: Path) -> None:
+    distilbert(tiny_bert, tmp_path)
+    with pytest.raises(BadInput, match="a DistilBertForSequenceClassification and no BERT"):
+        built(tmp_path, padding_free=True)

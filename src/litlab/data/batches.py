@@ -25,6 +25,7 @@ Measure = Callable[[np.ndarray], float]
 """Counts what the loss is a mean over, for the indices of a batch: its examples, or its target tokens."""
 
 WINDOW = 50  # batches that are sorted by length together: with 32 examples each, hardly any padding is left
+SHELF = 5  # batches that are then sorted by the length of the target: fewer pad more targets, more pad more texts
 
 
 def shuffled(size: int, batch_size: int, seed: int) -> Plan:
@@ -43,18 +44,21 @@ def shuffled(size: int, batch_size: int, seed: int) -> Plan:
     return plan
 
 
-def by_length(lengths: np.ndarray, batch_size: int, seed: int) -> Plan:
+def by_length(lengths: np.ndarray, batch_size: int, seed: int, target_lengths: np.ndarray | None = None) -> Plan:
     """Plan epochs whose batches hold texts of similar length, so that little is padded; the order of batches is random.
 
     A new random order is cut into windows of 50 batches, each window is sorted by length and cut into batches, and these
-    are shuffled: neighbours in time do not resemble each other in length, which would make the loss swing.
+    are shuffled: neighbours in time do not resemble each other in length, which would make the loss swing. With targets,
+    every five neighbouring batches of a sorted window are sorted once more, by the length of the targets.
 
     Args:
         lengths: length of each example in tokens, (examples,).
         batch_size: examples per optimizer step, over all processes and micro-batches.
         seed: together with the epoch it fixes the order.
+        target_lengths: of what is to be generated, in tokens, (examples,).
     """
-    lengths = lengths.astype(np.min_scalar_type(int(lengths.max(initial=0))))  # numpy sorts small numbers faster
+    lengths = _small(lengths)
+    target_lengths = None if target_lengths is None else _small(target_lengths)
 
     @lru_cache(maxsize=1)  # the number of batches is asked for before the first of them
     def plan(epoch: int) -> list[np.ndarray]:
@@ -64,10 +68,18 @@ def by_length(lengths: np.ndarray, batch_size: int, seed: int) -> Plan:
         for start in range(0, len(order), WINDOW * batch_size):
             window = order[start : start + WINDOW * batch_size]
             window = window[np.argsort(lengths[window], kind="stable")]
+            if target_lengths is not None:
+                parts = np.split(window, range(SHELF * batch_size, len(window), SHELF * batch_size))
+                window = np.concatenate([part[np.argsort(target_lengths[part], kind="stable")] for part in parts])
             batches += [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
         return [batches[number] for number in random.permutation(len(batches))]
 
     return plan
+
+
+def _small(values: np.ndarray) -> np.ndarray:
+    """The same numbers in their smallest type, which numpy sorts faster."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
 def _repeat(batches: Sequence[np.ndarray], epoch: int) -> Sequence[np.ndarray]:

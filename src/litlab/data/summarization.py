@@ -135,7 +135,7 @@ class Summarization(LightningDataModule):
         """Training batches of texts of similar length, in random order; their size is counted in tokens of the summaries."""
         columns = self.splits["train"]
         text_lengths, summary_lengths = columns.ragged("text").lengths, columns.ragged("summary").lengths
-        plan = by_length(text_lengths, self.batch_size, self.seed)
+        plan = by_length(text_lengths, self.batch_size, self.seed, summary_lengths)
         return TrainingBatches.for_trainer(
             self.trainer, self._fetch("train"), plan, measure=lambda rows: int(summary_lengths[rows].sum())
         )

@@ -2,16 +2,20 @@
 
 It writes what `generate(num_beams=1)` writes, several times sooner on a CPU: weights are cast to autocast's format and
 joined once per batch and not at every token, repetitions are looked for in all summaries at once, and summaries that
-have ended leave the batch. benchmarks/generation.py compares both.
+have ended leave the batch. benchmarks/generation.py compares both. On a GPU, where starting an operation takes longer than
+most of them, the work for one token is recorded once for each shape and replayed as a CUDA graph.
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
+LOOKS = 8  # tokens between two looks on a GPU whether all summaries have ended: each look waits for it
+WIDTH = 64  # tokens to whose multiples the texts' length is rounded on a GPU, so that recordings are used again
 LEFT = 0.7  # share of a batch's summaries that are still written; if fewer are, the others leave the batch
 
 
@@ -33,24 +37,35 @@ class _Layer:
         self.inner_inputs = torch.cat([inner.q.weight, inner.k.weight, inner.v.weight]).to(dtype)
         self.inner_output, self.cross_output = inner.o.weight.to(dtype), cross.o.weight.to(dtype)
         self.cross_query = cross.q.weight.to(dtype)
-        of_text = torch.cat([cross.k.weight, cross.v.weight]).to(dtype)
-        # (batch, heads, length, width of a head), of the texts and of the summaries, with the numbers that `dtype` has
-        self.text_keys, self.text_values = self._heads(F.linear(encoded.to(dtype), of_text).float(), 2)
-        size = (len(encoded), self.heads, limit, inner.key_value_proj_dim)
-        self.keys, self.values = (torch.empty(size, device=encoded.device) for _ in range(2))
+        encoded = encoded.to(dtype)
+        # keys (batch, heads, length, width of a head) and values (batch, heads, width of a head, length), of the texts and of the
+        # summaries, with the numbers that `dtype` has: in memory they lie in the order in which they are read
+        (keys,) = self._heads(F.linear(encoded, cross.k.weight.to(dtype)), 1)
+        values = cross.v.weight.to(dtype) @ encoded.flatten(0, 1).T  # (heads x width, batch x length)
+        values = values.view(self.heads, -1, *encoded.shape[:2]).permute(2, 0, 1, 3)
+        self.text_keys, self.text_values = (
+            some.to(torch.float32, memory_format=torch.contiguous_format) for some in (keys, values)
+        )
+        size, width = (len(encoded), self.heads), inner.key_value_proj_dim
+        self.keys = torch.empty(*size, limit, width, device=encoded.device)
+        self.values = torch.empty(*size, width, limit, device=encoded.device)
 
-    def step(self, hidden: Tensor, position: int, bias: Tensor, real: Tensor) -> Tensor:
+    def step(self, hidden: Tensor, position: Any, bias: Tensor, real: Tensor) -> Tensor:
         """What the layer makes of the last token of each summary, (batch, 1, model width).
 
         Args:
             hidden: what the layer below has made of it.
-            position: of the token.
-            bias: of its attention to the tokens up to itself, (1, heads, 1, position + 1).
+            position: of the token, a number or, for shapes that do not change, a tensor (1,).
+            bias: of its attention to the tokens up to itself, (1, heads, 1, position + 1), or to all, (1, heads, 1, limit).
             real: 0 for the tokens of the texts, nearly minus infinity for padding, (batch, 1, 1, text length).
         """
         query, key, value = self._heads(F.linear(self.inner_norm(hidden).to(self.dtype), self.inner_inputs), 3)
-        self.keys[:, :, position], self.values[:, :, position] = key[:, :, 0], value[:, :, 0]
-        keys, values = self.keys[:, :, : position + 1], self.values[:, :, : position + 1]
+        if torch.is_tensor(position):
+            keys = self.keys.index_copy_(2, position, key.float())
+            values = self.values.index_copy_(3, position, value.transpose(2, 3).float())
+        else:
+            self.keys[:, :, position], self.values[:, :, :, position] = key[:, :, 0], value[:, :, 0]
+            keys, values = self.keys[:, :, : position + 1], self.values[:, :, :, : position + 1]
         hidden = hidden + self._attend(query, keys, values, bias, self.inner_output)
         (query,) = self._heads(F.linear(self.cross_norm(hidden).to(self.dtype), self.cross_query), 1)
         hidden = hidden + self._attend(query, self.text_keys, self.text_values, real, self.cross_output)
@@ -64,18 +79,14 @@ class _Layer:
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(batch, length, parts x heads x width) as tensors (batch, heads, length, width)."""
         batch, length, _ = projected.shape
-        return projected.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous().unbind()
+        return projected.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, output: Tensor) -> Tensor:
-        """Attention of one query, without scaling, in float32: torch's own kernel for bfloat16 takes ten times as long.
-
-        It rounds where that kernel does, so that the same tokens are chosen.
-        """
+        """Attention of one query, without scaling, in float32: torch's own kernel for bfloat16 takes ten times as long."""
         with torch.autocast(query.device.type, enabled=False):
-            scores = query.float() @ keys.transpose(2, 3) + bias
-            weights = (scores - scores.amax(dim=3, keepdim=True)).exp()
-            attended = weights.to(self.dtype).float() @ values / weights.sum(dim=3, keepdim=True)
-        return F.linear(attended.to(self.dtype).transpose(1, 2).flatten(2), output)
+            scores = (keys @ query.float().transpose(2, 3)).transpose(2, 3) + bias
+            attended = values @ scores.softmax(dim=3).transpose(2, 3)
+        return F.linear(attended.to(self.dtype).flatten(1)[:, None], output)
 
 
 @torch.no_grad()
@@ -98,6 +109,8 @@ def greedy(
     Returns:
         Summaries as tokens, (batch, at most max_new_tokens), padded behind their ends.
     """
+    if input_ids.device.type == "cuda":
+        return fixed_shapes(network, input_ids, attention_mask, max_new_tokens, no_repeat_ngram_size)
     device, config = input_ids.device, network.config
     decoder: Any = network.decoder
     pad = config.pad_token_id or 0
@@ -148,3 +161,156 @@ def _ban_repeats(logits: Tensor, written: Tensor, size: int) -> None:
     again = (windows[:, :, :-1] == written[:, None, length - size + 1 :]).all(dim=2)  # (batch, windows)
     row, window = again.nonzero(as_tuple=True)
     logits[row, windows[row, window, -1]] = -torch.inf
+
+
+class _Recording:
+    """The work for one token of every summary, on tensors that stay where they are, so that a GPU can repeat it by itself.
+
+    Args:
+        network: a T5 in evaluation mode.
+        layers: of its decoder.
+        size: summaries, tokens of a text, most tokens of a summary.
+        dtype: of matrix products.
+        no_repeat_ngram_size: as of `greedy`.
+    """
+
+    def __init__(
+        self,
+        network: T5ForConditionalGeneration,
+        layers: list[_Layer],
+        size: tuple[int, int, int],
+        dtype: torch.dtype,
+        no_repeat_ngram_size: int,
+    ) -> None:
+        (rows, length, self.limit), config, decoder = size, network.config, network.decoder
+        device = network.device
+        self.decoder: Any = decoder
+        self.layers, self.dtype, self.ngram = layers, dtype, no_repeat_ngram_size
+        self.pad = config.pad_token_id or 0
+        self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        start = network.generation_config.decoder_start_token_id
+        self.start = config.decoder_start_token_id if start is None else start
+        self.ends = torch.as_tensor(network.generation_config.eos_token_id, device=device).view(-1)
+        self.head = network.lm_head.weight.to(dtype)
+        self.biases = self._biases()
+        self.real = torch.zeros(rows, 1, 1, length, device=device)
+        self.places = torch.arange(self.limit + 1, device=device)
+        self.tokens = torch.empty(rows, self.limit + 1, dtype=torch.long, device=device)
+        self.ended = torch.empty(rows, dtype=torch.bool, device=device)
+        self.position, self.used = (torch.empty(1, dtype=torch.long, device=device) for _ in range(2))
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def begin(self, network: T5ForConditionalGeneration, layers: list[_Layer], attention_mask: Tensor) -> None:
+        """Take what is new in this batch, and weights that may have been trained since the last one."""
+        for mine, new in zip(self.layers, layers, strict=True):
+            for name, tensor in vars(new).items():
+                if torch.is_tensor(tensor) and name not in ("keys", "values"):
+                    vars(mine)[name].copy_(tensor)
+            mine.keys.zero_()  # what is not written yet is masked, but must be a number
+            mine.values.zero_()
+        self.head.copy_(network.lm_head.weight)
+        self.biases.copy_(self._biases())
+        self.real.copy_((attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min)
+        self.reset()
+
+    def reset(self) -> None:
+        """Go to the first token."""
+        self.tokens.fill_(self.pad)
+        self.tokens[:, 0] = self.start
+        for state in (self.ended, self.position, self.used):
+            state.zero_()
+
+    def record(self) -> None:
+        """Have a GPU remember the work."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries allocate memory when they are first used
+            for _ in range(2):
+                self.step()
+        torch.cuda.current_stream().wait_stream(aside)
+        self.reset()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        self.graph = graph
+
+    def run(self) -> Tensor:
+        """Write the summaries."""
+        for done in range(self.limit):
+            if done % LOOKS == 0 and done and bool(self.ended.all()):
+                break
+            if self.graph is None:
+                self.step()
+            else:
+                self.graph.replay()
+        return self.tokens[:, 1 : int(self.used) + 1].clone()
+
+    def step(self) -> None:
+        """Write one token of every summary, or padding."""
+        self.used += (~self.ended).any()
+        bias = self.biases.index_select(2, self.position)
+        bias = bias.masked_fill(self.places[: self.limit] > self.position, torch.finfo(torch.float32).min)
+        hidden = self.decoder.embed_tokens(self.tokens.index_select(1, self.position))
+        for layer in self.layers:
+            hidden = layer.step(hidden, self.position, bias, self.real)
+        hidden = self.decoder.final_layer_norm(hidden) * self.scale
+        logits = F.linear(hidden[:, 0].to(self.dtype), self.head).float()
+        if 0 < self.ngram <= self.limit + 1:
+            self._ban_repeats(logits)
+        chosen = logits.argmax(dim=1).masked_fill(self.ended, self.pad)
+        self.position += 1
+        self.tokens.index_copy_(1, self.position, chosen[:, None])
+        self.ended |= (chosen[:, None] == self.ends).any(dim=1)
+
+    def _ban_repeats(self, logits: Tensor) -> None:
+        """As `_ban_repeats`, for any position."""
+        size = self.ngram
+        windows = self.tokens.unfold(1, size, 1)  # (batch, windows, size)
+        last = (
+            self.places[: size - 1] + self.position + 2 - size
+        )  # the places of the last tokens, of which there may be fewer
+        recent = self.tokens.index_select(1, last.clamp(min=0))
+        again = (windows[:, :, :-1] == recent[:, None]).all(dim=2)  # (batch, windows)
+        again &= self.places[size - 1 :] <= self.position  # windows that are written already
+        logits.scatter_add_(1, windows[:, :, -1], torch.where(again, -torch.inf, 0.0))
+
+    def _biases(self) -> Tensor:
+        attention = self.decoder.block[0].layer[0].SelfAttention
+        return attention.compute_bias(self.limit, self.limit, self.head.device).to(self.dtype).float()
+
+
+_recordings: WeakKeyDictionary[Any, dict[Any, _Recording]] = WeakKeyDictionary()
+
+
+def fixed_shapes(
+    network: T5ForConditionalGeneration,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    max_new_tokens: int,
+    no_repeat_ngram_size: int,
+) -> Tensor:
+    """As `greedy`, with tensors whose shapes and places stay the same from token to token."""
+    device = input_ids.device
+    casts = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if casts else network.dtype
+    more = -input_ids.shape[1] % WIDTH
+    input_ids, attention_mask = F.pad(input_ids, (0, more)), F.pad(attention_mask, (0, more))
+    # no inference mode: its tensors could not be written to outside. No cache of casts: a recording would outlive it
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, dtype, enabled=casts, cache_enabled=False),
+    ):
+        encoded = network.encoder(input_ids, attention_mask).last_hidden_state
+        blocks: Any = network.decoder.block
+        layers = [_Layer(block, encoded, dtype, max_new_tokens) for block in blocks]
+        size = (*input_ids.shape, max_new_tokens)
+        key = (size, dtype, no_repeat_ngram_size, network.shared.weight.data_ptr())
+        mine = _recordings.setdefault(network, {})
+        recording = mine.get(key)
+        if new := recording is None:
+            recording = mine[key] = _Recording(network, layers, size, dtype, no_repeat_ngram_size)
+        recording.begin(network, layers, attention_mask)
+        if new and device.type == "cuda":
+            recording.record()
+        return recording.run()

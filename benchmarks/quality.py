@@ -1,0 +1,159 @@
+"""Whether the tricks that make training fast cost quality: python -m benchmarks.quality trains with each, alone and together.
+
+The plain path is float32, transformers' own networks, and batches in random order, padded to their longest text.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.bert.modeling_bert import BertSelfAttention
+
+from benchmarks import bench
+from benchmarks.race import RESULT, say
+from litlab import speed
+from litlab.data import batches, summarization, text_classification
+from litlab.layers import Request
+from litlab.training import fit
+
+SEEDS = (0, 1, 2)
+OPTIONS = {
+    "bert_cls": ["--trainer.max_epochs=1", "--trainer.limit_train_batches=90"],
+    # its YAML has no dropout, without which there is no cheap one to try
+    "t5_sum": ["--trainer.max_epochs=1", "--trainer.limit_train_batches=250", "--model.dropout=0.1"],
+}
+SCORES = {"bert_cls": "val/accuracy", "t5_sum": "val/rouge1"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to train: by default, the plain path.
+
+    Args:
+        precision: of the trainer.
+        change: of the network, in place.
+        by_length: whether batches hold texts of similar length.
+    """
+
+    precision: str = "32-true"
+    change: Callable[[PreTrainedModel], None] = lambda network: None
+    by_length: bool = False
+
+
+def cheap_dropout(network: PreTrainedModel) -> None:
+    """Only dropout is litlab's."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, speed.Dropout(child.p))
+
+
+def no_attention_dropout(network: PreTrainedModel) -> None:
+    """What attention without padding does on a GPU."""
+    for module in network.modules():
+        if isinstance(module, BertSelfAttention):
+            module.dropout.p = 0.0
+
+
+ALL = "all of it, as shipped"
+WAYS = {
+    "plain": Way(),
+    "bf16": Way("bf16-mixed"),
+    "cheap dropout": Way(change=cheap_dropout),
+    "no attention dropout": Way(change=no_attention_dropout),
+    "length buckets": Way(by_length=True),
+    ALL: Way("bf16-mixed", speed.speed_up, by_length=True),
+}
+
+
+def ways_of(experiment: str) -> list[str]:
+    """What can be tried there: a T5 has no separate attention dropout."""
+    return [name for name in WAYS if experiment == "bert_cls" or name != "no attention dropout"]
+
+
+def train(experiment: str, name: str, seed: int) -> dict[str, Any]:
+    """Train as `litlab fit` does, in this process only.
+
+    Returns:
+        The loss curve, and the loss and score of the validation split.
+    """
+    way = WAYS[name]
+    speed.speed_up = way.change  # type: ignore[assignment]
+    if not way.by_length:
+        for module in (summarization, text_classification):
+            module.by_length = lambda lengths, *rest: batches.shuffled(len(lengths), *rest[:2])  # type: ignore[attr-defined]
+    room = Path(tempfile.mkdtemp())
+    os.environ["LITLAB_RUNS"] = str(room)
+    options = [*OPTIONS[experiment], f"--seed_everything={seed}", "--trainer.log_every_n_steps=10"]
+    settings = ["-c", f"configs/experiment/{experiment}.yaml", f"--trainer.precision={way.precision}", *options]
+    fit(settings, Request(), ["litlab", "fit", *settings])
+    with (room / "latest" / "metrics.csv").open() as file:
+        curve = [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+    scores = json.loads((room / "latest" / "eval.json").read_text())["val"]["scores"]
+    return {"curve": curve, "loss": scores["val/loss"], "score": scores[SCORES[experiment]]}
+
+
+def all_runs(experiments: Iterable[str]) -> None:
+    """Train in every way with every seed, and write down what came out after each."""
+    bench.RESULTS.mkdir(exist_ok=True)
+    content = json.loads(bench.QUALITY.read_text()) if bench.QUALITY.exists() else {"runs": {}}
+    todo = [(one, name, seed) for one in experiments for name in ways_of(one) for seed in SEEDS]
+    began = time.monotonic()
+    for number, (experiment, name, seed) in enumerate(todo, 1):
+        command = [sys.executable, "-m", "benchmarks.quality", experiment, name, str(seed)]
+        output = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        ).stdout
+        found = json.loads(output.splitlines()[-1].removeprefix(RESULT))
+        content["runs"].setdefault(experiment, {}).setdefault(name, {})[str(seed)] = found
+        content |= bench.facts("make bench-quality") | {"table": table(content["runs"])}
+        bench.QUALITY.write_text(json.dumps(content) + "\n")
+        bench.FILE.write_text(bench.document())
+        minutes = (time.monotonic() - began) / 60
+        result = f"loss {found['loss']:.4f}  {SCORES[experiment]} {found['score']:.4f}"
+        say(f"{number} of {len(todo)}, {minutes:.0f} minutes  {experiment}, {name}, seed {seed}: {result}")
+    print(f"\n{content['table']}\nwritten to {bench.FILE}")
+
+
+def table(runs_of: dict[str, Any]) -> str:
+    """The comparison as Markdown."""
+    lines = [
+        "| experiment | trained with | distance of the loss curves | validation loss | score | agrees |",
+        "|---|---|---|---|---|---|",
+    ]
+    for experiment, ways in runs_of.items():
+        plain = list(ways["plain"].values())
+        for name, seeds in ways.items():
+            runs = list(seeds.values())
+            curves, plain_curves = (np.array([run["curve"] for run in some]) for some in (runs, plain))
+            distance = np.abs(curves.mean(axis=0) - plain_curves.mean(axis=0)).mean()
+            allowed = np.ptp(plain_curves, axis=0).mean()
+            cells = [f"{distance:.3f} of {allowed:.3f}" if name != "plain" else ""]
+            agrees = distance <= allowed
+            for key in ("loss", "score"):
+                values, plain_values = (np.array([run[key] for run in some]) for some in (runs, plain))
+                # the spread of both: three seeds tell little about either
+                spread = max(np.ptp(values), np.ptp(plain_values))
+                agrees &= abs(values.mean() - plain_values.mean()) <= spread
+                cells.append(f"{values.mean():.4f} ({values.min():.4f} to {values.max():.4f})")
+            lines.append(f"| {experiment} | {name} | {' | '.join(cells)} | {'yes' if agrees else '**no**'} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        found = train(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+        print(f"\n{RESULT}{json.dumps(found)}")
+    else:
+        all_runs(sys.argv[1:] or OPTIONS)
