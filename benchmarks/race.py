@@ -26,7 +26,7 @@ class Row:
 
     Args:
         what: the work, and against whom.
-        ours: median of litlab's speed or seconds.
+        ours: median of litlab's speed or seconds; None, as the two that follow from it, if it could not be measured.
         theirs: median of the peer's.
         unit: of both.
         ratio: how much better litlab is; above 1 is faster.
@@ -35,10 +35,10 @@ class Row:
     """
 
     what: str
-    ours: float
-    theirs: float
+    ours: float | None
+    theirs: float | None
     unit: str
-    ratio: float
+    ratio: float | None
     must: float | None = None
     reach: float | None = None
 

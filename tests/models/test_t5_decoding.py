@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from litlab.models.t5_decoding import greedy
+from litlab.models.t5_decoding import _recordings, fixed_shapes, greedy
 
 LIMIT = 24
 
@@ -49,5 +49,44 @@ def test_in_bfloat16_nearly_all_tokens_are_those_of_generate() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         theirs = model.generate(**texts(), max_new_tokens=LIMIT, do_sample=False, num_beams=1)[:, 1:]
         ours = greedy(model, **texts(), max_new_tokens=LIMIT, no_repeat_ngram_size=0)
+    length = min(ours.shape[1], theirs.shape[1])
+    assert (ours[:, :length] == theirs[:, :length]).all(dim=1).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 30])
+@pytest.mark.parametrize("limit", [1, 8, LIMIT])
+def test_fixed_shapes_write_what_greedy_writes(size: int, limit: int) -> None:
+    model = network()
+    model.generation_config.eos_token_id = [1, *range(5, 9)]
+    limits = {"max_new_tokens": limit, "no_repeat_ngram_size": size}
+    assert torch.equal(fixed_shapes(model, **texts(), **limits), greedy(model, **texts(), **limits))
+
+
+def test_fixed_shapes_stop_when_all_summaries_have_ended() -> None:
+    model = network()
+    model.generation_config.eos_token_id = list(range(2, 40))
+    ours = fixed_shapes(model, **texts(), max_new_tokens=LIMIT, no_repeat_ngram_size=0)
+    assert torch.equal(ours, greedy(model, **texts(), max_new_tokens=LIMIT, no_repeat_ngram_size=0))
+    assert ours.shape[1] < 8
+
+
+def test_fixed_shapes_are_used_again_and_follow_the_weights() -> None:
+    model, limits = network(), {"max_new_tokens": LIMIT, "no_repeat_ngram_size": 2}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        some = {name: values[:, : 12 - seed] for name, values in texts().items()}
+        with torch.inference_mode(seed == 1):  # as in a validation, and outside
+            ours = fixed_shapes(model, **some, **limits)
+        assert torch.equal(ours, greedy(model, **some, **limits))
+    assert len(_recordings[model]) == 1
+
+
+def test_fixed_shapes_in_bfloat16_write_what_greedy_writes() -> None:
+    model, limits = network(), {"max_new_tokens": LIMIT, "no_repeat_ngram_size": 3}
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = greedy(model, **texts(), **limits)
+        ours = fixed_shapes(model, **texts(), **limits)
     length = min(ours.shape[1], theirs.shape[1])
     assert (ours[:, :length] == theirs[:, :length]).all(dim=1).double().mean() > 0.8
