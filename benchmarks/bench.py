@@ -21,7 +21,8 @@ RESULTS = Path("benchmarks/results")  # what was measured last, by suite; BENCHM
 QUALITY = RESULTS / "quality.json"  # benchmarks/quality.py writes it
 QUALITY_HEAD = """Whether speed costs quality: each trick that changes numbers, alone and together, against the plain path: float32, transformers' own
 networks, batches in random order. Means of three seeds, in brackets the smallest and the largest. "Distance" is between the mean loss
-curves, beside the mean spread of the plain path's seeds. Two ways agree if all three differences are within the spread of the seeds.
+curves, beside the mean spread of the plain path's seeds. A way agrees if all three
+differences are within the spread of the plain path's seeds.
 """
 HEAD = """# Benchmarks
 
@@ -68,10 +69,13 @@ def facts(command: str) -> dict[str, Any]:
 
 def hardware() -> str:
     """The processor and its cores, in a line."""
-    names = [line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    cpus = Path("/proc/cpuinfo")
+    names = (
+        [line.split(": ")[1] for line in cpus.read_text().splitlines() if "model name" in line] if cpus.exists() else []
+    )
     features = [name for name, has in torch.cpu.get_capabilities().items() if has is True and "bf16" in name]
     gpus = "".join(f", {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count()))
-    return f"{os.cpu_count()} cores, {names[0]} ({', '.join(features) or 'no bfloat16'}){gpus}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {(names or [platform.processor()])[0]} ({', '.join(features) or 'no bfloat16'}){gpus}, Python {platform.python_version()}"
 
 
 def results() -> dict[str, dict[str, Any]]:

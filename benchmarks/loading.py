@@ -28,8 +28,8 @@ def main() -> None:
     collator = DataCollatorWithPadding(tokenizer)
 
     def litlab() -> float:
-        loader = data.train_dataloader()
         began = time.perf_counter()
+        loader = data.train_dataloader()
         return sum(1 for _ in loader) / (time.perf_counter() - began)
 
     def peer() -> float:

@@ -3,8 +3,9 @@ import copy
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from litlab.speed import Dropout, speed_up
+from litlab.speed import Dropout, Norm, speed_up
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -123,3 +124,46 @@ def test_attention_weights_are_dropped_out_too() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(fast.train()(**inputs).logits, fast(**inputs).logits)
         assert torch.equal(fast.eval()(**inputs).logits, fast(**inputs).logits)
+
+
+@pytest.mark.parametrize("make", [bert, t5])
+def test_a_network_in_evaluation_stays_in_evaluation(make: type) -> None:
+    network = make(dropout=0.5).eval() if make is bert else make().eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    speed_up(network)
+    assert not any(module.training for module in network.modules())
+    assert any(isinstance(module, Dropout) for module in network.modules())
+
+
+def test_normalization_in_float16_does_not_overflow() -> None:
+    torch.manual_seed(0)
+    vectors = 20 * torch.randn(3, 512)
+    assert torch.allclose(Norm(512).half()(vectors.half()).float(), T5LayerNorm(512)(vectors), rtol=0.01)
+
+
+def test_the_gradient_of_the_normalization_is_right_and_a_second_one_is_refused() -> None:
+    torch.manual_seed(0)
+    norm, vectors = Norm(8), torch.randn(2, 3, 8, requires_grad=True)
+    norm.weight.data.normal_()
+    plain = T5LayerNorm(8)
+    plain.load_state_dict(norm.state_dict())
+    wanted = torch.randn(2, 3, 8)
+    gradients = []
+    for module in (norm, plain):
+        vectors.grad = None
+        (module(vectors) * wanted).sum().backward()
+        gradients.append((vectors.grad, module.weight.grad))
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*gradients, strict=True))
+    (gradient,) = torch.autograd.grad(norm(vectors).square().sum(), vectors, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_networks_run_without_memory() -> None:
+    """On the meta device, as Lightning counts operations."""
+    network = t5()
+    speed_up(network)
+    inputs = {name: values.to("meta") for name, values in batch(9, padded=False).items()}
+    assert network.to("meta")(input_ids=inputs["input_ids"], labels=labels("t5").to("meta")).logits.shape == (5, 9, 100)

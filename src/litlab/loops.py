@@ -8,10 +8,10 @@ epoch again with a dataloader that has no state. A test resumes from each of the
 
 import time
 from collections import OrderedDict
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher
@@ -64,7 +64,8 @@ class FitLoop(_FitLoop):
         """Train; a request to stop is answered between two steps."""
         self.keeper.interrupts.patient = True
         try:
-            super().run()
+            with shortcuts(self.trainer):
+                super().run()
         finally:
             self.keeper.interrupts.patient = False
         self.keeper.write_best(self.trainer)
@@ -90,7 +91,6 @@ class FitLoop(_FitLoop):
     def on_run_start(self) -> None:
         """Restore what Lightning does not, last of all."""
         super().on_run_start()
-        take_shortcuts(self.trainer)
         self._load_combined_loader_states()
         self.keeper.restore(self.trainer)
 
@@ -217,24 +217,34 @@ class ValidationLoop(_EvaluationLoop):
             self.has_run = True
 
 
-def take_shortcuts(trainer: Trainer) -> None:
-    """Spare Lightning what has no effect in this training: for a small model, that takes longer than its step.
+@contextmanager
+def shortcuts(trainer: Trainer) -> Iterator[None]:
+    """Spare Lightning, for this training, what has no effect in it: for a small model, that takes longer than its step.
 
     Hooks of a step that nobody has overridden are None, which Lightning does not call; a profiler that does nothing does it
     sooner; and batches for the CPU are not sent there.
     """
-    module = trainer.lightning_module
-    owners: list[tuple[Any, type]] = [(callback, Callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    for owner, base in [*owners, (module, LightningModule)]:
-        for hook in STEP_HOOKS:
-            if hook not in vars(owner) and getattr(type(owner), hook) is getattr(base, hook):
-                setattr(owner, hook, None)
-    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    callbacks, profiler = trainer.callbacks, trainer.profiler  # type: ignore[attr-defined]
+    owners: list[tuple[Any, type]] = [(callback, Callback) for callback in callbacks]
+    replaced: list[tuple[Any, str, Any]] = [
+        (owner, hook, None)
+        for owner, base in [*owners, (module, LightningModule)]
+        for hook in STEP_HOOKS
+        if hook not in vars(owner) and getattr(type(owner), hook) is getattr(base, hook)
+    ]
     if type(profiler) is PassThroughProfiler:
-        vars(profiler)["profile"] = lambda action_name: NOTHING
-    hooks = [(owner, hook) for owner in (module, trainer.datamodule) for hook in TRANSFER_HOOKS if owner is not None]  # type: ignore[attr-defined]
-    if trainer.strategy.root_device.type == "cpu" and not any(is_overridden(hook, owner) for owner, hook in hooks):
-        trainer.strategy.batch_to_device = lambda batch, *args, **kwargs: batch  # type: ignore[method-assign]
+        replaced.append((profiler, "profile", lambda action_name: NOTHING))
+    says = any(is_overridden(hook, owner) for hook in TRANSFER_HOOKS for owner in (module, data) if owner is not None)
+    if trainer.strategy.root_device.type == "cpu" and not says:
+        replaced.append((trainer.strategy, "batch_to_device", lambda batch, *args, **kwargs: batch))
+    for owner, name, value in replaced:
+        vars(owner)[name] = value
+    try:
+        yield
+    finally:
+        for owner, name, _ in replaced:
+            vars(owner).pop(name, None)
 
 
 def _set_attribute(module: LightningModule, name: str, value: Any) -> None:
@@ -242,7 +252,7 @@ def _set_attribute(module: LightningModule, name: str, value: Any) -> None:
     if name == "_current_fx_name":
         vars(module)[name] = value
     else:
-        torch.nn.Module.__setattr__(module, name, value)
+        super(LightningModule, module).__setattr__(name, value)
 
 
 LightningModule.__setattr__ = _set_attribute  # type: ignore[method-assign, assignment]

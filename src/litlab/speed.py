@@ -1,6 +1,6 @@
 """Faster parts for the networks of `transformers`: up to rounding and the choice of random numbers they compute the same.
 
-benchmarks/LOG.md has the gain of each.
+benchmarks/LOG.md has the gain of each. Second derivatives and torch.func need the network as transformers makes it.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.masking_utils import sdpa_mask
@@ -34,10 +35,8 @@ def speed_up(network: PreTrainedModel) -> None:
     """
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
-                setattr(parent, name, Dropout(child.p))
-            elif type(child) is NewGELUActivation:  # the same function as eight operations
-                setattr(parent, name, nn.GELU(approximate="tanh"))
+            if type(child) is NewGELUActivation:  # the same function as eight operations
+                setattr(parent, name, nn.GELU(approximate="tanh").train(child.training))
         if isinstance(parent, BertSelfAttention):
             parent.register_forward_pre_hook(_cast_once)
         if type(parent) in FASTER:
@@ -56,7 +55,8 @@ def _cast_once(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def _product_dtype(input: Tensor) -> torch.dtype:
     """The type to which a matrix product would cast its input."""
     device = input.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else input.dtype
 
 
 class Dropout(nn.Dropout):
@@ -99,6 +99,7 @@ class _Drop(torch.autograd.Function):
         return input * factor
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
         return gradient * factor, None
@@ -110,7 +111,7 @@ class Norm(T5LayerNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Scale each vector, (..., width), to a mean square of 1, then by the weights."""
         dtype = _product_dtype(hidden_states)
-        if hidden_states.device.type != "cpu" or hidden_states.dtype != self.weight.dtype:
+        if hidden_states.device.type != "cpu" or {hidden_states.dtype, self.weight.dtype} != {torch.float32}:
             return super().forward(hidden_states).to(dtype)
         return _Normalize.apply(hidden_states, self.weight, self.variance_epsilon, dtype)
 
@@ -125,6 +126,7 @@ class _Normalize(torch.autograd.Function):
         return (normal * weight).to(dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         normal, scale, weight = ctx.saved_tensors
         gradient = gradient.to(normal.dtype)
@@ -150,6 +152,7 @@ class GatedFeedForward(T5DenseGatedActDense):
 
 
 FASTER: dict[type, type] = {
+    nn.Dropout: Dropout,
     T5LayerNorm: Norm,
     T5DenseActDense: FeedForward,
     T5DenseGatedActDense: GatedFeedForward,
@@ -194,7 +197,7 @@ def _attention(
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     if getattr(module, "is_cross", False):
         position_bias = None  # zeros
-    trains_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    trains_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16 and module.training
     bias = mask
     if trains_on_cpu or position_bias is not None:
         bias = _joined(position_bias, mask, torch.float32 if trains_on_cpu else query.dtype)
@@ -218,7 +221,8 @@ def _joined(position_bias: Tensor | None, mask: Tensor | None, dtype: torch.dtyp
         joined = owner.new_zeros(owner.shape, dtype=dtype) if position_bias is None else position_bias.to(dtype)
         if mask is not None:
             joined = joined.masked_fill(~mask, torch.finfo(dtype).min)
-        owner.joined = joined  # type: ignore[attr-defined]
+        if joined is not owner:
+            owner.joined = joined  # type: ignore[attr-defined]
     return joined
 
 

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from litlab.__main__ import run as run_command
 from litlab.callbacks.guard import Guard, gradients_of, total_norm
@@ -141,3 +144,41 @@ def test_a_module_that_changes_its_gradient_is_clipped_by_the_norm_of_what_it_ma
     monkeypatch.setattr(MnistMLP, "on_before_zero_grad", note)
     run_command("fit", [*FIT, "--trainer.gradient_clip_val=0.5", "--trainer.max_steps=4"])
     assert norms == pytest.approx([0.5] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("manual", [True, False], ids=["manual optimization", "own clipping"])
+def test_a_norm_is_not_used_for_a_gradient_that_it_is_not_of(manual: bool, tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Module(BoringModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = not manual
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+            loss = super().training_step(1e3 * batch, batch_idx)["loss"]
+            if not manual:
+                return loss
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            self.clip_gradients(optimizer, 1.0, "norm")
+            norms.append(total_norm(gradients_of(optimizer)).item())
+            optimizer.step()
+
+    def own_clipping(self: Module, optimizer: Any, **settings: Any) -> None:
+        for gradient in gradients_of(optimizer):
+            gradient.mul_(100)
+        self.clip_gradients(optimizer, 1.0, "norm")
+        norms.append(total_norm(gradients_of(optimizer)).item())
+
+    if not manual:
+        Module.configure_gradient_clipping = own_clipping  # type: ignore[assignment, method-assign]
+    guard = Guard()
+    settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu", max_steps=4, limit_val_batches=0, callbacks=[guard], default_root_dir=tmp_path, **settings
+    )
+    trainer.precision_plugin.clip_grad_by_norm = guard.clip  # type: ignore[method-assign]
+    trainer.fit(Module())
+    assert norms == pytest.approx([1.0] * 4, rel=1e-3)

@@ -71,7 +71,7 @@ def test_fixed_shapes_stop_when_all_summaries_have_ended() -> None:
 
 
 def test_fixed_shapes_are_used_again_and_follow_the_weights() -> None:
-    model, limits = network(), {"max_new_tokens": LIMIT, "no_repeat_ngram_size": 2}
+    model, limits, recordings = network(), {"max_new_tokens": LIMIT, "no_repeat_ngram_size": 2}, set()
     for seed in range(3):
         torch.manual_seed(seed)
         for parameter in model.parameters():
@@ -80,7 +80,16 @@ def test_fixed_shapes_are_used_again_and_follow_the_weights() -> None:
         with torch.inference_mode(seed == 1):  # as in a validation, and outside
             ours = fixed_shapes(model, **some, **limits)
         assert torch.equal(ours, greedy(model, **some, **limits))
-    assert len(_recordings[model]) == 1
+        recordings.add(id(_recordings[model][1]))
+    assert len(recordings) == 1
+
+
+def test_without_an_end_summaries_are_written_to_the_limit() -> None:
+    model = network()
+    model.generation_config.eos_token_id = None
+    limits = {"max_new_tokens": 5, "no_repeat_ngram_size": 0}
+    ours = greedy(model, **texts(), **limits)
+    assert ours.shape == (17, 5) and torch.equal(ours, fixed_shapes(model, **texts(), **limits))
 
 
 def test_fixed_shapes_in_bfloat16_write_what_greedy_writes() -> None:

@@ -14,6 +14,7 @@ from litlab.callbacks.checkpoints import of_all_ranks
 from litlab.errors import StoppedByGuard
 from litlab.run_directory import write_atomically
 
+GRADIENT_HOOKS = ("on_before_optimizer_step", "configure_gradient_clipping")  # they may change it before it is clipped
 IN_A_ROW = 20  # skipped steps; more mean that the training does not recover
 
 
@@ -78,7 +79,7 @@ class Guard(Callback):
         if gradients and getattr(trainer.precision_plugin, "scaler", None) is None:
             norm = total_norm(gradients)
             watched = watched + norm
-            if not is_overridden("on_before_optimizer_step", pl_module):  # which may change the gradient after this
+            if pl_module.automatic_optimization and not any(is_overridden(hook, pl_module) for hook in GRADIENT_HOOKS):
                 self._norm = norm
         if trainer.world_size > 1:
             watched = trainer.strategy.reduce(watched, reduce_op="sum")

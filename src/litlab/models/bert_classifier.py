@@ -139,7 +139,7 @@ class BertClassifier(LightningModule):
         config, rounded = self.network.config, self.compiled and self.training
         packs = self.padding_free
         if packs is None and self._trainer is not None:
-            whole = isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)  # parts are called one by one
+            whole = type(self.trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # parts are called one by one
             packs = whole and packing.has_kernel(self.network, self.device, str(self.trainer.precision))
         if packs:
             return packing.pack(batch, config.max_position_embeddings if rounded else None)

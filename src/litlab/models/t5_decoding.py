@@ -115,17 +115,15 @@ def greedy(
     decoder: Any = network.decoder
     pad = config.pad_token_id or 0
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
-    ends = torch.as_tensor(network.generation_config.eos_token_id, device=device)
+    ends = ends_of(network)
     encoded = network.encoder(input_ids, attention_mask).last_hidden_state
     layers = [_Layer(block, encoded, dtype, max_new_tokens) for block in decoder.block]
-    biases = decoder.block[0].layer[0].SelfAttention.compute_bias(max_new_tokens, max_new_tokens, device)
-    biases = biases.to(dtype).float()
+    biases = _biases(network, max_new_tokens, dtype)
     head = network.lm_head.weight.to(dtype)
     real = (attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min
     # tokens of all summaries, beginning with the decoder's start; `rows` are those that are still written
     tokens = torch.full((len(input_ids), max_new_tokens + 1), pad, device=device)
-    start = network.generation_config.decoder_start_token_id  # not every saved model has it there
-    tokens[:, 0] = config.decoder_start_token_id if start is None else start
+    tokens[:, 0] = _start_of(network)
     rows = torch.arange(len(input_ids), device=device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for position in range(max_new_tokens):
@@ -150,6 +148,23 @@ def greedy(
             for layer in layers:
                 layer.keep(on)
     return tokens[:, 1:]
+
+
+def ends_of(network: T5ForConditionalGeneration) -> Tensor:
+    """The tokens that end a summary: none, one or several."""
+    ends = network.generation_config.eos_token_id
+    return torch.as_tensor([] if ends is None else ends, dtype=torch.long, device=network.device).view(-1)
+
+
+def _start_of(network: T5ForConditionalGeneration) -> int:
+    start = network.generation_config.decoder_start_token_id  # not every saved model has it there
+    return network.config.decoder_start_token_id if start is None else start
+
+
+def _biases(network: T5ForConditionalGeneration, limit: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of each token for each, with the numbers that `dtype` has, (1, heads, limit, limit)."""
+    block: Any = network.decoder.block[0]
+    return block.layer[0].SelfAttention.compute_bias(limit, limit, network.device).to(dtype).float()
 
 
 def _ban_repeats(logits: Tensor, written: Tensor, size: int) -> None:
@@ -188,11 +203,9 @@ class _Recording:
         self.layers, self.dtype, self.ngram = layers, dtype, no_repeat_ngram_size
         self.pad = config.pad_token_id or 0
         self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
-        start = network.generation_config.decoder_start_token_id
-        self.start = config.decoder_start_token_id if start is None else start
-        self.ends = torch.as_tensor(network.generation_config.eos_token_id, device=device).view(-1)
+        self.start, self.ends = _start_of(network), ends_of(network)
         self.head = network.lm_head.weight.to(dtype)
-        self.biases = self._biases()
+        self.biases = _biases(network, self.limit, dtype)
         self.real = torch.zeros(rows, 1, 1, length, device=device)
         self.places = torch.arange(self.limit + 1, device=device)
         self.tokens = torch.empty(rows, self.limit + 1, dtype=torch.long, device=device)
@@ -209,7 +222,7 @@ class _Recording:
             mine.keys.zero_()  # what is not written yet is masked, but must be a number
             mine.values.zero_()
         self.head.copy_(network.lm_head.weight)
-        self.biases.copy_(self._biases())
+        self.biases.copy_(_biases(network, self.limit, self.dtype))
         self.real.copy_((attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min)
         self.reset()
 
@@ -227,10 +240,12 @@ class _Recording:
         with torch.cuda.stream(aside):  # libraries allocate memory when they are first used
             for _ in range(2):
                 self.step()
+                self.reset()
         torch.cuda.current_stream().wait_stream(aside)
-        self.reset()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(
+            graph, capture_error_mode="thread_local"
+        ):  # a thread that pins batches may use the GPU too
             self.step()
         self.graph = graph
 
@@ -274,12 +289,9 @@ class _Recording:
         again &= self.places[size - 1 :] <= self.position  # windows that are written already
         logits.scatter_add_(1, windows[:, :, -1], torch.where(again, -torch.inf, 0.0))
 
-    def _biases(self) -> Tensor:
-        attention = self.decoder.block[0].layer[0].SelfAttention
-        return attention.compute_bias(self.limit, self.limit, self.head.device).to(self.dtype).float()
 
-
-_recordings: WeakKeyDictionary[Any, dict[Any, _Recording]] = WeakKeyDictionary()
+# the newest of each network: texts come longest first, so that a shape which has passed does not come back soon
+_recordings: WeakKeyDictionary[Any, tuple[Any, _Recording]] = WeakKeyDictionary()
 
 
 def fixed_shapes(
@@ -306,10 +318,9 @@ def fixed_shapes(
         layers = [_Layer(block, encoded, dtype, max_new_tokens) for block in blocks]
         size = (*input_ids.shape, max_new_tokens)
         key = (size, dtype, no_repeat_ngram_size, network.shared.weight.data_ptr())
-        mine = _recordings.setdefault(network, {})
-        recording = mine.get(key)
-        if new := recording is None:
-            recording = mine[key] = _Recording(network, layers, size, dtype, no_repeat_ngram_size)
+        if new := _recordings.get(network, (None,))[0] != key:
+            _recordings[network] = key, _Recording(network, layers, size, dtype, no_repeat_ngram_size)
+        recording = _recordings[network][1]
         recording.begin(network, layers, attention_mask)
         if new and device.type == "cuda":
             recording.record()

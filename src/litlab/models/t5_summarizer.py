@@ -17,8 +17,12 @@ from litlab import pretrained, speed
 from litlab.errors import BadInput
 from litlab.models import optimizer
 from litlab.models.scores import SummarizationScores
-from litlab.models.t5_decoding import greedy
+from litlab.models.t5_decoding import ends_of, greedy
 
+WHOLE = (
+    SingleDeviceStrategy,
+    DDPStrategy,
+)  # strategies that leave all weights where they are; DeepSpeed's derives from one
 EMBEDDING_SCALE = 0.05  # of a new T5's embeddings: with AdamW it learns far faster than with T5's own 1.0
 CAPPED_SHARE = 0.05  # of summaries that reach the limit: more are worth a warning
 
@@ -169,7 +173,7 @@ class T5Summarizer(LightningModule):
 
     def _decodes_greedily(self) -> bool:
         """Whether litlab's own decoding can be used, which reads the weights of a T5 directly: not if they are sharded."""
-        whole = self._trainer is None or isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        whole = self._trainer is None or type(self.trainer.strategy) in WHOLE
         return self.generation["num_beams"] == 1 and type(self.network) is T5ForConditionalGeneration and whole
 
     def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: SummarizationScores) -> dict[str, Any]:
@@ -177,10 +181,7 @@ class T5Summarizer(LightningModule):
         tokens = self.generate(batch)
         output = self._outputs(batch, tokens)
         lengths = (tokens != self.network.config.pad_token_id).sum(dim=1)
-        ends = torch.as_tensor(
-            self.network.generation_config.eos_token_id, device=tokens.device
-        )  # one token or several
-        capped = ~torch.isin(tokens, ends).any(dim=1)
+        capped = ~torch.isin(tokens, ends_of(self.network)).any(dim=1)
         training = self.trainer.state.fn == "fit"  # lead-1 does not change: once, with the final scores, is enough
         scores.update(output["text"], batch["target"], lengths, capped, None if training else batch["source"])
         return output
