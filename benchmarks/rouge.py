@@ -12,7 +12,7 @@ from benchmarks.race import race, report, sooner
 from litlab.data import docstrings
 from litlab.models.scores import SummarizationScores
 
-PAIRS, WORDS, ROUNDS = 1000, 54, 3
+PAIRS, WORDS, ROUNDS = 1000, 54, 9
 
 
 def main() -> None:
