@@ -1,8 +1,8 @@
 """Greedy decoding of a T5 without what `transformers` does per token for every model and every way of decoding.
 
-It writes what `generate(num_beams=1)` writes, several times sooner on a CPU: weights are cast to autocast's format and
-joined once per batch and not at every token, repetitions are looked for in all summaries at once, and summaries that
-have ended leave the batch. benchmarks/generation.py compares both. On a GPU, where starting an operation takes longer than
+It writes what `generate(num_beams=1)` writes, but for rounding in bfloat16, and sooner (benchmarks/generation.py compares
+both): weights are cast to autocast's format and joined once per batch and not at every token, repetitions are looked for in
+all summaries at once, and summaries that have ended leave the batch. On a GPU, where starting an operation takes longer than
 most of them, the work for one token is recorded once for each shape and replayed as a CUDA graph.
 """
 
