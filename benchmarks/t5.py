@@ -85,7 +85,7 @@ class Contest:
             feed_forward_proj="gated-gelu",
             decoder_start_token_id=0,
         )
-        model, tokenizer = T5ForConditionalGeneration(config), self.data._tokenizer
+        model, tokenizer = T5ForConditionalGeneration(config), self.data.tokenizer
         settings = arguments(per_device_train_batch_size=BATCH, learning_rate=LEARNING_RATE, **flags)
         peer = Seq2SeqTrainer(
             model,

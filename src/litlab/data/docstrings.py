@@ -26,10 +26,15 @@ SEQUENCE_WORDS, MAX_SHARED = 5, 0.4
 COLUMNS = ("split", "source", "target", "package", "name")
 
 
+def package_of(wheel: str, sha256: str) -> Package:
+    """The package of a wheel, whose file name holds name and version."""
+    name, version, *_ = wheel.split("-")
+    return Package(name.replace("_", "-"), version, wheel, sha256)
+
+
 def _packages(wheels: str) -> list[Package]:
-    """Lines of a wheel's file name, which holds name and version, and its sha256."""
-    lines = [line.split() for line in wheels.strip().splitlines()]
-    return [Package(wheel.split("-")[0].replace("_", "-"), wheel.split("-")[1], wheel, sha) for wheel, sha in lines]
+    """Lines of a wheel's file name and its sha256."""
+    return [package_of(*line.split()) for line in wheels.strip().splitlines()]
 
 
 # pure Python under the BSD, MIT or Apache licence, chosen for many docstrings with prose; no project is in two splits
@@ -203,7 +208,7 @@ def pair_of(docstring: str) -> tuple[str, str] | None:
     if len(docstring.split()) < MIN_SOURCE_WORDS:
         return None  # most docstrings are one line
     paragraphs = _prose(docstring).split("\n\n")
-    target, *sentences = SENTENCE_END.split(_without_markup(paragraphs[0]).lstrip("\"'- "))
+    target, *sentences = SENTENCE_END.split(without_markup(paragraphs[0]).lstrip("\"'- "))
     if target[-1:].isalnum():
         if ENGLISH.fullmatch(target.split()[-1]):
             return None  # "the distribution given by", then a formula
@@ -213,23 +218,23 @@ def pair_of(docstring: str) -> tuple[str, str] | None:
         or not target.endswith(".")
         or POINTER.match(target)
         or BOILERPLATE.search(target)
-        or _share(target, WORD) < 0.8
+        or share_of(target, WORD) < 0.8
     ):
         return None
     for paragraph in paragraphs[1:]:
-        sentences += SENTENCE_END.split(_without_markup(paragraph))
+        sentences += SENTENCE_END.split(without_markup(paragraph))
     source = " ".join(
         sentence
         for sentence in sentences
         if sentence.endswith(COMPLETE)
         and not POINTER.match(sentence)
         and not BOILERPLATE.search(sentence)
-        and " ".join(_normal(target)) not in " ".join(_normal(sentence))  # would be copied, not summarized
+        and " ".join(normal_words(target)) not in " ".join(normal_words(sentence))  # would be copied, not summarized
     )
     if (
         len(source.split()) < MIN_SOURCE_WORDS
-        or _share(source, WORD) < 0.9
-        or _share(source, ENGLISH) < 0.25
+        or share_of(source, WORD) < 0.9
+        or share_of(source, ENGLISH) < 0.25
         or not (source + target).isascii()
         or "`" in source + target
     ):
@@ -249,14 +254,16 @@ def _prose(text: str) -> str:
     return "\n".join(lines)
 
 
-def _without_markup(text: str) -> str:
+def without_markup(text: str) -> str:
+    """A text without the markup of docstrings, in one line."""
     text = text.translate(PLAIN)
     for pattern, replacement in MARKUP:
         text = re.sub(pattern, replacement, text)
     return text.strip()
 
 
-def _share(text: str, pattern: re.Pattern[str]) -> float:
+def share_of(text: str, pattern: re.Pattern[str]) -> float:
+    """The share of a text's words that match; 0 to 1."""
     words = text.split()
     return sum(bool(pattern.fullmatch(word)) for word in words) / len(words)
 
@@ -275,7 +282,7 @@ def _without_repeats(pairs: list[Pair]) -> list[Pair]:
     sizes: list[int] = []
     holders: dict[str, list[int]] = defaultdict(list)  # sequence -> positions in kept
     for index in last_split_first:
-        words = _normal(f"{pairs[index]['target']} {pairs[index]['source']}")
+        words = normal_words(f"{pairs[index]['target']} {pairs[index]['source']}")
         sequences = {" ".join(words[at : at + SEQUENCE_WORDS]) for at in range(len(words) - SEQUENCE_WORDS + 1)}
         shared = Counter(position for sequence in sequences for position in holders.get(sequence, ()))
         if any(count > MAX_SHARED * min(len(sequences), sizes[position]) for position, count in shared.items()):
@@ -285,9 +292,10 @@ def _without_repeats(pairs: list[Pair]) -> list[Pair]:
         kept.append(index)
         sizes.append(len(sequences))
     unique = [pairs[index] for index in sorted(kept)]
-    times = Counter(" ".join(_normal(pair["target"])) for pair in unique)
-    return [pair for pair in unique if times[" ".join(_normal(pair["target"]))] <= MAX_SAME_TARGET]
+    times = Counter(" ".join(normal_words(pair["target"])) for pair in unique)
+    return [pair for pair in unique if times[" ".join(normal_words(pair["target"]))] <= MAX_SAME_TARGET]
 
 
-def _normal(text: str) -> list[str]:
+def normal_words(text: str) -> list[str]:
+    """The words of a text without case and punctuation."""
     return re.findall(r"[a-z0-9]+", text.lower())

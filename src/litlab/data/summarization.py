@@ -70,7 +70,7 @@ class Summarization(LightningDataModule):
         self.source, self.configuration = source, configuration
         self.text, self.summary = text, summary
         self.validation, self.test = validation, test
-        self.tokenizer, self.tokenizer_size, self.prefix = tokenizer, tokenizer_size, prefix
+        self.tokenizer_name, self.tokenizer_size, self.prefix = tokenizer, tokenizer_size, prefix
         self.max_length, self.max_summary_length = max_length, max_summary_length
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.seed = seed
@@ -80,7 +80,7 @@ class Summarization(LightningDataModule):
     def vocab_size(self) -> int:
         """How many tokens the tokenizer knows."""
         self.prepare_data()
-        return len(self._tokenizer)
+        return len(self.tokenizer)
 
     def prepare_data(self) -> None:
         """Fetch and tokenize what is not in the cache yet, and open it.
@@ -91,10 +91,10 @@ class Summarization(LightningDataModule):
         if self.fingerprint:
             return
         source = tables.open_source(self.source, self.configuration)
-        tokenizer = pretrained.load_tokenizer(self.tokenizer) if self.tokenizer else None
+        tokenizer = pretrained.load_tokenizer(self.tokenizer_name) if self.tokenizer_name else None
         self._limit = self.max_length or pretrained.DEFAULT_LENGTH
-        if tokenizer and self.tokenizer:
-            self._limit = pretrained.sequence_limit(self.tokenizer, tokenizer, self.max_length)
+        if tokenizer and self.tokenizer_name:
+            self._limit = pretrained.sequence_limit(self.tokenizer_name, tokenizer, self.max_length)
         ingredients = {
             "what": "summarization",
             "source": source.key,
@@ -105,7 +105,7 @@ class Summarization(LightningDataModule):
             "max_length": [self._limit, self.max_summary_length],
         }
         folder, meta = tokens.cached(ingredients, lambda scratch: self._build(source, tokenizer, scratch))
-        self._tokenizer = tokenizer or tokens.open_tokenizer(folder)
+        self.tokenizer = tokenizer or tokens.open_tokenizer(folder)
         self.splits = {name: tokens.Split(folder / name) for name in meta["examples"]}
         self.fingerprint = meta["key"]
         self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
@@ -117,7 +117,7 @@ class Summarization(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must find again: the tokenizer."""
-        return {"tokenizer": tokens.fingerprint(self._tokenizer)}
+        return {"tokenizer": tokens.fingerprint(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare with a checkpoint's.
@@ -125,7 +125,7 @@ class Summarization(LightningDataModule):
         Raises:
             BadInput: if the tokenizer is another one: scores would be those of noise.
         """
-        if state_dict["tokenizer"] != tokens.fingerprint(self._tokenizer):
+        if state_dict["tokenizer"] != tokens.fingerprint(self.tokenizer):
             raise BadInput(
                 f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: a tokenizer that is trained on the "
                 "data changes with them; evaluate with the data of the run."
@@ -198,7 +198,7 @@ class Summarization(LightningDataModule):
     def _fetch(self, split: str) -> Callable[[np.ndarray], Batch]:
         columns = self.splits[split]
         ids, texts, summaries = columns.array("id"), columns.ragged("text"), columns.ragged("summary")
-        pad = self._tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
 
         def fetch(rows: np.ndarray) -> Batch:
             input_ids, real = texts.padded(rows, pad)
@@ -213,4 +213,4 @@ class Summarization(LightningDataModule):
         return fetch
 
     def _decode(self, rows: torch.Tensor) -> list[str]:
-        return [text.strip() for text in self._tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]

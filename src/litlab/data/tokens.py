@@ -163,7 +163,9 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
 
 
-def train_tokenizer(texts: list[pyarrow.ChunkedArray], size: int, folder: Path) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    texts: list[pyarrow.ChunkedArray], size: int, folder: Path, sentinels: int = 0
+) -> PreTrainedTokenizerBase:
     """Train a byte-pair tokenizer on texts: no character is unknown to it, and decoding gives back what was encoded.
 
     The tokens that end and fill up a sequence are T5's, `</s>` 1 and `<pad>` 0.
@@ -172,6 +174,7 @@ def train_tokenizer(texts: list[pyarrow.ChunkedArray], size: int, folder: Path) 
         texts: columns of texts, of the training split only.
         size: most tokens; texts of few different words give fewer.
         folder: where to save it.
+        sentinels: how many further tokens stand for what is hidden, `<extra_id_0>` and so on, from 2.
 
     Source: Sennrich et al., 2016; on bytes, Radford et al., 2019. Training it twice gives the same tokens, which the
     expectation-maximization of T5's unigram model does not promise.
@@ -181,7 +184,7 @@ def train_tokenizer(texts: list[pyarrow.ChunkedArray], size: int, folder: Path) 
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=size,
-        special_tokens=["<pad>", "</s>"],
+        special_tokens=["<pad>", "</s>", *(f"<extra_id_{number}>" for number in range(sentinels))],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -59,8 +59,43 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     return [group for group in groups if group["params"]]
 
 
+class RelativeAdamW(torch.optim.AdamW):
+    """AdamW whose learning rate is relative to the root mean square of each weight tensor, as Adafactor's is.
+
+    A step of a given size then changes large and small matrices, embeddings and norms by the same share.
+
+    Source: Shazeer and Stern, 2018, section 8; with AdamW in nanoT5 (Nawrot, 2023).
+    """
+
+    SMALLEST = 1e-3  # root mean square that a tensor counts with at least, so that zeros can leave zero
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Take one step; each tensor is a group of its own meanwhile."""
+        groups = self.param_groups
+        roots = torch._foreach_norm([tensor for group in groups for tensor in group["params"]])
+        sizes = iter(torch.stack(roots).tolist())  # one wait for the device
+        self.param_groups = [
+            {
+                **group,
+                "params": [tensor],
+                "lr": group["lr"] * max(self.SMALLEST, next(sizes) / math.sqrt(tensor.numel())),
+            }
+            for group in groups
+            for tensor in group["params"]
+        ]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
+
+
 def configure(
-    module: LightningModule, learning_rate: float, weight_decay: float, schedule: Schedule, warmup: float
+    module: LightningModule,
+    learning_rate: float,
+    weight_decay: float,
+    schedule: Schedule,
+    warmup: float,
+    relative_steps: bool = False,
 ) -> OptimizerLRSchedulerConfig:
     """AdamW and a schedule per optimizer step, as `LightningModule.configure_optimizers` returns them.
 
@@ -70,6 +105,7 @@ def configure(
         weight_decay: decoupled, as in AdamW (Loshchilov and Hutter, 2019).
         schedule: the shape of the decay after the warm-up.
         warmup: the rise, as a fraction of all steps.
+        relative_steps: use `RelativeAdamW`.
     """
     steps = module.trainer.estimated_stepping_batches
     if steps == math.inf and (schedule != "constant" or warmup):
@@ -77,7 +113,8 @@ def configure(
             "a learning-rate schedule needs an end: set trainer.max_epochs or max_steps, or schedule=constant, warmup=0."
         )
     total = int(min(steps, sys.maxsize))
-    optimizer = torch.optim.AdamW(decay_groups(module, weight_decay), lr=learning_rate, fused=True)
+    kind = RelativeAdamW if relative_steps else torch.optim.AdamW
+    optimizer = kind(decay_groups(module, weight_decay), lr=learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate_at(step, total, int(warmup * total), schedule)
     )

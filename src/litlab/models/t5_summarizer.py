@@ -11,19 +11,18 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
 from litlab import pretrained, speed
-from litlab.errors import BadInput
 from litlab.models import optimizer
 from litlab.models.scores import SummarizationScores
+from litlab.models.t5 import check_heads, new_t5
 from litlab.models.t5_decoding import ends_of, greedy
 
 WHOLE = (
     SingleDeviceStrategy,
     DDPStrategy,
 )  # strategies that leave all weights where they are; DeepSpeed's derives from one
-EMBEDDING_SCALE = 0.05  # of a new T5's embeddings: with AdamW it learns far faster than with T5's own 1.0
 CAPPED_SHARE = 0.05  # of summaries that reach the limit: more are worth a warning
 
 
@@ -70,16 +69,16 @@ class T5Summarizer(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.pretrained = pretrained
-        self.d_model, self.d_ff, self.num_layers, self.num_heads, self.dropout, self.vocab_size = (
-            d_model,
-            d_ff,
-            num_layers,
-            num_heads,
-            dropout,
-            vocab_size,
-        )
-        if not pretrained and d_model % num_heads:
-            raise BadInput(f"model.d_model is {d_model}, which {num_heads} heads (model.num_heads) cannot share.")
+        self.sizes = {
+            "d_model": d_model,
+            "d_ff": d_ff,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "dropout": dropout,
+            "vocab_size": vocab_size,
+        }
+        if not pretrained:
+            check_heads(d_model, num_heads)
         self.generation: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "num_beams": num_beams,
@@ -109,22 +108,7 @@ class T5Summarizer(LightningModule):
             self.network = pretrained.load_model(AutoModelForSeq2SeqLM, self.pretrained)
             speed.speed_up(self.network)
             return
-        config = T5Config(
-            vocab_size=self.vocab_size,
-            d_model=self.d_model,
-            d_kv=self.d_model // self.num_heads,
-            d_ff=self.d_ff,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            dropout_rate=self.dropout,
-            feed_forward_proj="gated-gelu",  # as in T5 1.1
-        )
-        config.decoder_start_token_id = config.pad_token_id  # as in the paper
-        config.scale_decoder_outputs = False  # the scale belongs to embeddings of unit variance
-        self.network = T5ForConditionalGeneration(config)
-        # T5 draws them from a unit normal distribution, for Adafactor, whose steps are relative to a weight's size
-        self.network.shared.weight.data.mul_(EMBEDDING_SCALE)
-        speed.speed_up(self.network)
+        self.network = new_t5(**self.sizes)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """The mean loss over the tokens of the summaries, a number."""

@@ -1,0 +1,205 @@
+"""English prose out of open-source packages, to pretrain on: docstrings, guides and the descriptions of web services.
+
+`text()` gives documents; `pairs()` gives first sentences and what follows them, as `docstrings` does, from other projects.
+Everything is read out of pinned wheels, of which nothing is imported, installed or unpacked to disk. What resembles the
+validation and test splits of `docstrings` is left out, as are the projects these come from.
+"""
+
+import gzip
+import hashlib
+import html
+import inspect
+import json
+import multiprocessing
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from litlab.data import catalog, docstrings
+from litlab.data.catalog import Package, progress
+from litlab.data.docstrings import (
+    BOILERPLATE,
+    ENGLISH,
+    MAX_SAME_TARGET,
+    NOT_THE_PROJECT,
+    SEQUENCE_WORDS,
+    WORD,
+    normal_words,
+    package_of,
+    pair_of,
+    share_of,
+    without_markup,
+)
+
+CLEANING = 1  # raise it whenever the same wheels would give other texts
+LISTED = Path(__file__).with_name("documentation_packages.txt")
+MIN_WORDS = 6  # of a paragraph
+MAX_SHARED = 0.2  # of a paragraph's five-word sequences with those of a split that scores are computed on
+MAX_FILE = 3_000_000  # bytes of a plain text; longer ones are word lists and logs
+
+# where a paragraph begins: behind an empty line, at a list item, at a field, at "name (type): "
+BEGINS = re.compile(
+    r"\n\s*\n|\n(?=\s*(?:[-*+•]|\d{1,2}[.)])\s)|\n(?=\s*[:@]\w)|\n(?=\s*\*{0,2}\w[\w.]*(?: ?\([^)\n]*\))?:\s)"
+)
+LABEL = re.compile(
+    r"\s*(?:[-*+•]\s+|\d{1,2}[.)]\s+|:[\w ,.`\[\]-]+:\s+|@\w+\s+\w+\s+|#+\s+|\*{0,2}\w[\w.]*(?: ?\([^)\n]*\))?:\s+|\.\.\s+\w+::\s*)"
+)
+SENTENCES = re.compile(r"[\"'(]?[A-Z][^`{}<>|\\=_@#~^\[\]]{25,}[.!?][\"')]?")
+STRING = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
+DESCRIPTION = re.compile(
+    r'"(?:description|documentation|Description|longDescription|text)"\s*:\s*"((?:[^"\\]|\\.){30,})"'
+)
+LINE_TAG = re.compile(r"</(?:p|li|h\d|dd|dt)>|<br ?/?>", re.IGNORECASE)
+TAG = re.compile(r"<[^<>]{1,200}>")
+
+Pair = tuple[str, str]
+
+
+def packages() -> list[Package]:
+    """The wheels, which `documentation_packages.txt` lists with their licences."""
+    lines = (line.split() for line in LISTED.read_text().splitlines() if not line.startswith("#"))
+    return [package_of(wheel, sha256) for wheel, sha256, *_ in lines]
+
+
+def key() -> str:
+    """Names this data set: changes with any package and with the cleaning."""
+    wheels = [package.sha256 for package in packages()]
+    return hashlib.sha256(repr((CLEANING, docstrings.key(), wheels)).encode()).hexdigest()[:16]
+
+
+def texts() -> pyarrow.Table:
+    """The documents, in the column text: the prose of a file, a line to a paragraph or docstring; no paragraph comes twice.
+
+    Raises:
+        BadInput: if a wheel cannot be had or the cache cannot be written.
+    """
+    return pyarrow.parquet.read_table(_built() / "texts.parquet")
+
+
+def pairs() -> pyarrow.Table:
+    """First sentences in the column summary, what follows them in the column text.
+
+    Raises:
+        BadInput: if a wheel cannot be had or the cache cannot be written.
+    """
+    return pyarrow.parquet.read_table(_built() / "pairs.parquet")
+
+
+def _built() -> Path:
+    folder = catalog.cache_folder() / "documentation" / key()
+    with catalog.build_once(folder, "caching the documentation") as scratch:
+        if scratch:
+            documents, found = _read_wheels()
+            scratch.mkdir()
+            pyarrow.parquet.write_table(pyarrow.table({"text": documents}), scratch / "texts.parquet")
+            columns = {"text": [source for source, _ in found], "summary": [target for _, target in found]}
+            pyarrow.parquet.write_table(pyarrow.table(columns), scratch / "pairs.parquet")
+    return folder
+
+
+def _read_wheels() -> tuple[list[str], list[Pair]]:
+    docstrings.table()  # made here and not by each process
+    with ThreadPoolExecutor(4) as threads:
+        wheels = list(progress(threads.map(catalog.fetch, packages()), "fetching", unit="package"))
+    documents: list[str] = []
+    found: list[Pair] = []
+    seen: set[bytes] = set()
+    times: Counter[str] = Counter()
+    # not forked: this process has threads
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as processes:
+        for paragraphs_of_files, of_wheel in progress(
+            processes.map(read_wheel, wheels), "reading documentation (once)", unit="package"
+        ):
+            for paragraphs in paragraphs_of_files:
+                if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
+                    documents.append("\n".join(fresh))
+            for source, target in of_wheel:
+                times[target] += 1
+                if times[target] <= MAX_SAME_TARGET and _is_new(f"pair {source}", seen):
+                    found.append((source, target))
+    return documents, found
+
+
+def _is_new(text: str, seen: set[bytes]) -> bool:
+    digest = hashlib.blake2b(" ".join(normal_words(text)).encode(), digest_size=8).digest()
+    return digest not in seen and not seen.add(digest)
+
+
+def read_wheel(path: Path) -> tuple[list[list[str]], list[Pair]]:
+    """The paragraphs of each file in a wheel that has any, and the pairs of its texts."""
+    files, found = [], []
+    with zipfile.ZipFile(path) as wheel:
+        for member in sorted(wheel.infolist(), key=lambda member: member.filename):
+            paragraphs = []
+            for text in _texts_in(wheel, member):
+                paragraphs += [paragraph for paragraph in paragraphs_of(text) if not resembles_evaluation(paragraph)]
+                pair = pair_of(text)
+                if pair and pair[1][0] != "[" and not resembles_evaluation(" ".join(pair)):
+                    found.append(pair)
+            if paragraphs:
+                files.append(paragraphs)
+    return files, found
+
+
+def _texts_in(wheel: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[str]:
+    """The strings of a file that may hold prose."""
+    name = member.filename
+    if NOT_THE_PROJECT.search(name):
+        return
+    if name.endswith(".py"):
+        code = wheel.read(member).decode(errors="replace")
+        yield from (inspect.cleandoc(one or other) for one, other in STRING.findall(code))
+    elif name.endswith((".rst", ".md", ".txt")) and member.file_size <= MAX_FILE:
+        yield wheel.read(member).decode(errors="replace")
+    elif name.endswith((".json", ".json.gz")):
+        content = wheel.read(member)
+        content = gzip.decompress(content) if name.endswith(".gz") else content
+        for string in DESCRIPTION.findall(content.decode(errors="replace")):
+            try:
+                text = html.unescape(json.loads(f'"{string}"', strict=False))
+            except ValueError:
+                continue
+            yield TAG.sub(" ", LINE_TAG.sub("\n\n", text))
+
+
+def paragraphs_of(text: str) -> list[str]:
+    """The paragraphs that are English sentences from beginning to end, cleaned of markup; lists and fields give their items."""
+    found = []
+    for part in BEGINS.split(text):
+        paragraph = without_markup(LABEL.sub("", part, count=1)) if len(part) > 5 * MIN_WORDS else ""
+        if (
+            SENTENCES.fullmatch(paragraph)
+            and paragraph.isascii()
+            and len(paragraph.split()) >= MIN_WORDS
+            and share_of(paragraph, ENGLISH) >= 0.2
+            and share_of(paragraph, WORD) >= 0.9
+            and not BOILERPLATE.search(paragraph)
+        ):
+            found.append(paragraph)
+    return found
+
+
+def resembles_evaluation(text: str) -> bool:
+    """Whether more than a fifth of a text's five-word sequences occur in the validation and test splits of `docstrings`."""
+    sequences = _sequences(text)
+    return len(sequences & _evaluation_sequences()) > MAX_SHARED * len(sequences)
+
+
+@lru_cache(maxsize=1)
+def _evaluation_sequences() -> set[str]:
+    table = docstrings.table()
+    table = table.filter(pyarrow.compute.not_equal(table["split"], "train"))
+    return set().union(*(map(_sequences, [*table["source"].to_pylist(), *table["target"].to_pylist()])))
+
+
+def _sequences(text: str) -> set[str]:
+    words = normal_words(text)
+    return {" ".join(words[at : at + SEQUENCE_WORDS]) for at in range(len(words) - SEQUENCE_WORDS + 1)}

@@ -1,0 +1,51 @@
+"""A new T5, with random weights (Raffel et al., 2020; T5 1.1's layers)."""
+
+from transformers import T5Config, T5ForConditionalGeneration
+
+from litlab import speed
+from litlab.errors import BadInput
+
+EMBEDDING_SCALE = 0.05  # of the embeddings: with AdamW it learns far faster than with T5's own 1.0
+
+
+def check_heads(d_model: int, num_heads: int) -> None:
+    """Refuse a width that the heads cannot share.
+
+    Raises:
+        BadInput: if they cannot.
+    """
+    if d_model % num_heads:
+        raise BadInput(f"model.d_model is {d_model}, which {num_heads} heads (model.num_heads) cannot share.")
+
+
+def new_t5(
+    d_model: int, d_ff: int, num_layers: int, num_heads: int, dropout: float, vocab_size: int
+) -> T5ForConditionalGeneration:
+    """A T5 with gated feed-forward layers, in litlab's faster parts.
+
+    Args:
+        d_model: width.
+        d_ff: width of the feed-forward layers.
+        num_layers: of the encoder, and of the decoder.
+        num_heads: attention heads of a layer; they share the width.
+        dropout: everywhere.
+        vocab_size: tokens that it knows.
+    """
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=d_model // num_heads,
+        d_ff=d_ff,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        dropout_rate=dropout,
+        # SwiGLU (Shazeer, 2020); the GELU of T5 1.1 learns the same, and takes six times as long on a CPU
+        feed_forward_proj="gated-silu",
+    )
+    config.decoder_start_token_id = config.pad_token_id  # as in the paper
+    config.scale_decoder_outputs = False  # the scale belongs to embeddings of unit variance
+    network = T5ForConditionalGeneration(config)
+    # T5 draws them from a unit normal distribution, for Adafactor, whose steps are relative to a weight's size
+    network.shared.weight.data.mul_(EMBEDDING_SCALE)
+    speed.speed_up(network)
+    return network
