@@ -53,6 +53,7 @@ class Contest:
     def litlab(self) -> float:
         """`litlab fit`."""
         files = ["-c", "configs/experiment/t5_sum.yaml", f"--data.source={self.room}", "--checkpoint.monitor=null"]
+        files += ["--model.pretrained=null"]  # the peer begins with random weights as well
         epoch = [f"--data.batch_size={BATCH}", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"]
         return EXAMPLES / seconds_of_fit(*files, *epoch, f"--model.dropout={self.dropout}")
 
@@ -82,7 +83,7 @@ class Contest:
             num_layers=3,
             num_heads=4,
             dropout_rate=self.dropout,
-            feed_forward_proj="gated-gelu",
+            feed_forward_proj="gated-silu",
             decoder_start_token_id=0,
         )
         model, tokenizer = T5ForConditionalGeneration(config), self.data.tokenizer

@@ -388,7 +388,7 @@ SETTINGS = [
     Case("texts that are too long", f"{TEXTS}reviews.csv --data.max_length=99", ["--data.max_length=99", "at most 64"]),
     Case(
         "heads that do not divide the width",
-        f"{SUMMARIES}reviews.csv --data.summary=label --model.num_heads=3",
+        f"{SUMMARIES}reviews.csv --data.summary=label --model.pretrained=null --model.num_heads=3",
         ["model.d_model is 256", "3 heads (model.num_heads)"],
     ),
 ]

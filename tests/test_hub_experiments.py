@@ -429,7 +429,10 @@ def test_a_model_that_the_hub_does_not_give_says_why(lab: Lab, model: str, reaso
 
 
 UNSEEN = {
-    "model": ("--model.pretrained=org/unseen@" + "2" * 40, "a name of the catalog (all-MiniLM-L6-v2) or a folder"),
+    "model": (
+        "--model.pretrained=org/unseen@" + "2" * 40,
+        "a name of the catalog (t5-documentation, all-MiniLM-L6-v2) or a folder",
+    ),
     "dataset": ("--data.source=org/unseen@" + "2" * 40, "rotten_tomatoes or docstrings, or a local file"),
 }
 
@@ -517,6 +520,6 @@ def test_without_a_network_the_real_command_says_what_works(lab: Lab, tmp_path: 
     name = settings("t5_xsum")["pretrained"]
     assert refusal(done) == (
         f"the model {name} could not be had from the Hugging Face Hub: ConnectError; check the network and HF_ENDPOINT, set "
-        "HF_HUB_OFFLINE=1 if it is in the Hub's cache, or use a name of the catalog (all-MiniLM-L6-v2) or a folder."
+        "HF_HUB_OFFLINE=1 if it is in the Hub's cache, or use a name of the catalog (t5-documentation, all-MiniLM-L6-v2) or a folder."
     )
     assert "Retrying" not in done.err  # the clients themselves need most of a minute

@@ -64,7 +64,13 @@ def test_the_notebook_shows_the_texts_of_a_run(
     (project / "texts.csv").write_text("\n".join(["text,label,summary", *lines]) + "\n")
     model = {
         "bert_cls": (f"--model.pretrained={tiny_bert}", "--data.max_length=null", "--model.learning_rate=1e-9"),
-        "t5_sum": ("--model.d_model=32", "--model.d_ff=64", "--model.num_layers=1", "--model.num_heads=2"),
+        "t5_sum": (
+            "--model.pretrained=null",
+            "--model.d_model=32",
+            "--model.d_ff=64",
+            "--model.num_layers=1",
+            "--model.num_heads=2",
+        ),
     }
     options = (
         "--data.source=texts.csv",

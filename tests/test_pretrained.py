@@ -290,3 +290,35 @@ def test_the_longest_sequence_of_a_roberta_leaves_out_the_positions_it_never_use
     change(bert / "config.json", model_type="roberta", max_position_embeddings=66, pad_token_id=0)
     tokenizer = load_tokenizer_of(bert)
     assert sequence_limit(str(bert), tokenizer, None) == 66 - (0 + 1)
+
+
+@pytest.mark.parametrize("name", pretrained.SHIPPED)
+def test_a_shipped_model_is_whole_small_and_described(name: str) -> None:
+    folder = folder_of(name)
+    files = {file.name: file.stat().st_size for file in folder.iterdir()}
+    assert sum(files.values()) <= 30_000_000
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= set(files)
+    card = (folder / "README.md").read_text().lower()
+    for word in ("licence", "command", "commit", "tokens", "hardware", "hours", "loss", "limits"):
+        assert word in card, word
+
+
+def test_the_shipped_t5_says_what_a_text_is_about() -> None:
+    model, tokenizer = summarizer("t5-documentation").eval(), load_tokenizer("t5-documentation")
+    pairs = {
+        "Return the number of rows in the table.": "Rows that were deleted are not counted. If the table is empty, "
+        "zero is returned. The number is read from the header, so that the table itself is not scanned.",
+        "Delete the specified user account.": "The account cannot be restored after it was deleted, and all of its "
+        "keys are revoked. You must have the permission to manage users in order to call this operation.",
+        "Plot a histogram of the data.": "The values are divided into bins of equal width, and the height of each bar "
+        "shows how many of them fall into a bin. The figure is drawn on the current axes.",
+    }
+
+    def loss(text: str, summary: str) -> float:
+        inputs, labels = (tokenizer(part, return_tensors="pt").input_ids for part in (text, summary))
+        with torch.no_grad():
+            return float(model(input_ids=inputs, labels=labels).loss)
+
+    for summary, text in pairs.items():
+        others = [other for other in pairs if other != summary]
+        assert loss(text, summary) < min(loss(text, other) for other in others)

@@ -16,6 +16,7 @@ from litlab.__main__ import run as run_command
 from litlab.run_directory import RunDirectory
 
 EVERY_STEP = "--last_checkpoint.every_minutes=1e-9"
+SMALL_T5 = ("--model.d_model=16", "--model.d_ff=32", "--model.num_layers=1", "--model.num_heads=2")
 OPTIONS = {
     "plain": (),
     "accumulation": ("--trainer.accumulate_grad_batches=3",),
@@ -151,16 +152,19 @@ def text_experiment(name: str, folder: Path, pretrained: Path) -> tuple[str, ...
     if name == "t5_sum":
         short += ("--model.max_new_tokens=4",)
     source = (f"--model.pretrained={pretrained}", "--data.source=reviews.csv", f"--data.{column}=label")
+    if name == "t5_pretrain":
+        source = ("--data.source=reviews.csv", "--data.tokenizer_size=400", "--data.validation=0.2")
+        short = ("--data.input_length=16", "--data.batch_size=6", "--trainer.max_epochs=2", *SMALL_T5)
     return ("-c", f"configs/experiment/{name}.yaml", "--trainer.log_every_n_steps=1", *source, *short, EVERY_STEP)
 
 
-@pytest.mark.parametrize("name", ["bert_cls", "t5_sum"])
+@pytest.mark.parametrize("name", ["bert_cls", "t5_sum", "t5_pretrain"])
 def test_texts_continue_bit_for_bit(axe: Axe, inside: Path, name: str, tiny_bert: Path, tiny_t5: Path) -> None:
     arguments = text_experiment(name, inside, tiny_bert if name == "bert_cls" else tiny_t5)
     compare_with_interrupted(axe, arguments, ("on_before_optimizer_step", "on_validation_batch_end"))
 
 
-@pytest.mark.parametrize("name", ["mnist_mlp", "bert_cls", "t5_sum"])
+@pytest.mark.parametrize("name", ["mnist_mlp", "bert_cls", "t5_sum", "t5_pretrain"])
 def test_the_same_command_gives_the_same_bits(
     litlab, inside: Path, name: str, tiny_bert: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

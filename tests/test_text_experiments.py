@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from litlab.run_directory import RunDirectory, rows
 
-SMALL_T5 = ("--model.d_model=32", "--model.d_ff=64", "--model.num_layers=1", "--model.num_heads=2")
+SIZES = ("--model.d_model=32", "--model.d_ff=64", "--model.num_layers=1", "--model.num_heads=2")
+SMALL_T5 = ("--model.pretrained=null", *SIZES)
 PLAIN = ("--trainer.logger=false", "--trainer.precision=32-true", "--trainer.log_every_n_steps=1")
 
 
@@ -114,3 +117,31 @@ def test_two_processes_weigh_tokens_like_one(litlab, project: Path, reports: Pat
         scores.append(json.loads((run.path / "eval.json").read_text())["val"]["scores"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
+
+
+def test_what_is_pretrained_can_be_fine_tuned(litlab, project: Path, reports: Path) -> None:
+    """From documents to a folder with a model, over two processes too, and from there to summaries."""
+    options = (
+        "-c", "configs/experiment/t5_pretrain.yaml", "--data.source=reports", "--data.text=body", "--data.validation=validation",
+        "--data.tokenizer_size=400", "--data.input_length=16", "--data.batch_size=8", "--trainer.max_epochs=1", *SIZES, *PLAIN,
+    )  # fmt: skip
+    losses, models = [], []
+    for more in ((), ("-c", "configs/hardware/ddp.yaml", "--trainer.devices=2")):
+        done = litlab("fit", *options, *more)
+        assert done.returncode == 0, done.stderr
+        run = newest(project)
+        found = list(rows(run.path))
+        losses.append([float(row["train/loss"]) for row in found if row.get("train/loss")])
+        assert {float(row["train/padding_share"]) for row in found if row.get("train/padding_share")} == {0}
+        models.append(load_file(run.path / "model" / "model.safetensors"))
+        weights = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert {tensor.dtype for tensor in models[-1].values()} == {torch.bfloat16}
+        for name, tensor in models[-1].items():
+            assert torch.equal(tensor, weights[f"network.{name}"].bfloat16())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < losses[0][0] - 0.5
+    done = litlab(
+        "fit", "-c", "configs/experiment/t5_sum.yaml", "--data.source=reports", "--data.text=body", "--data.summary=abstract",
+        "--model.pretrained=runs/latest/model", "--trainer.max_epochs=1", *PLAIN,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "training a tokenizer" not in done.stderr

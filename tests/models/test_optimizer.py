@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from litlab.models.optimizer import decay_groups, rate_at
+from litlab.models.optimizer import RelativeAdamW, decay_groups, rate_at
 
 SCHEDULES = ["linear", "cosine", "exponential", "constant"]
 
@@ -47,3 +47,39 @@ def test_a_tied_embedding_does_not_decay() -> None:
     groups = decay_groups(nn.ModuleList([embed, head]), 0.1)
     assert len(groups) == 1 and groups[0]["weight_decay"] == 0.0
     torch.optim.AdamW(groups)
+
+
+def test_relative_steps_are_those_of_adamw_times_the_size_of_each_tensor() -> None:
+    torch.manual_seed(0)
+    values = [torch.randn(6, 4) * 0.05, torch.randn(5), torch.zeros(3)]
+    gradients = [[torch.randn_like(value) for value in values] for _ in range(3)]
+
+    def trained(make) -> list[torch.Tensor]:
+        weights = [nn.Parameter(value.clone()) for value in values]
+        optimizers = make(weights)
+        for step in gradients:
+            sizes = [max(1e-3, float(weight.detach().square().mean().sqrt())) for weight in weights]
+            for weight, gradient in zip(weights, step, strict=True):
+                weight.grad = gradient.clone()
+            for number, optimizer in enumerate(optimizers):
+                if len(optimizers) > 1:
+                    optimizer.param_groups[0]["lr"] = 0.02 * sizes[number]
+                optimizer.step()
+        return weights
+
+    relative = trained(lambda weights: [RelativeAdamW([{"params": weights}], lr=0.02, weight_decay=0.1, fused=True)])
+    alone = trained(lambda weights: [torch.optim.AdamW([weight], lr=0.0, weight_decay=0.1) for weight in weights])
+    for one, other, value in zip(relative, alone, values, strict=True):
+        torch.testing.assert_close(one, other)
+        assert not torch.equal(one, value)  # zeros leave zero
+
+
+def test_a_relative_optimizer_is_saved_and_restored_like_any_other() -> None:
+    weights = [nn.Parameter(torch.ones(2, 2))]
+    optimizer = RelativeAdamW(weights, lr=0.02, fused=True)
+    weights[0].grad = torch.ones(2, 2)
+    optimizer.step()
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1] and optimizer.param_groups[0]["lr"] == 0.02
+    other = RelativeAdamW([nn.Parameter(torch.ones(2, 2))], lr=0.5, fused=True)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == 0.02 and other.state_dict()["state"][0]["step"] == 1

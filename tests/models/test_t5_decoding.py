@@ -24,7 +24,7 @@ def texts() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3])
-@pytest.mark.parametrize("feed_forward", ["gated-gelu", "relu"])
+@pytest.mark.parametrize("feed_forward", ["gated-gelu", "gated-silu", "relu"])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_it_writes_what_generate_writes(size: int, feed_forward: str, scaled: bool) -> None:
     model = network(feed_forward)

@@ -1,8 +1,10 @@
 """What a pretraining leaves for others to start from."""
 
+import shutil
 import tempfile
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,9 +22,11 @@ class PretrainedModel(Callback):
         """Write the folder."""
         if not trainer.is_global_zero:
             return
-        run = Path(trainer.checkpoint_callback.dirpath).parent  # type: ignore[union-attr, arg-type]
+        run = Path(trainer.checkpoint_callback.dirpath).parent  # type: ignore[union-attr]
         with tempfile.TemporaryDirectory(prefix=".model.", dir=run) as room:
             folder = Path(room) / "model"
-            deepcopy(pl_module.network).to(torch.bfloat16).save_pretrained(folder)
+            network: Any = deepcopy(pl_module.network)
+            network.to(torch.bfloat16).save_pretrained(folder)
             trainer.datamodule.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+            shutil.rmtree(run / "model", ignore_errors=True)  # of a training that was killed behind this point
             folder.rename(run / "model")

@@ -123,14 +123,17 @@ def _read_wheels() -> tuple[list[str], list[Pair]]:
                     documents.append("\n".join(fresh))
             for source, target in of_wheel:
                 times[target] += 1
-                if times[target] <= MAX_SAME_TARGET and _is_new(f"pair {source}", seen):
+                wanted = times[target] <= MAX_SAME_TARGET and _is_new(f"pair {source}", seen)
+                if wanted and not target.startswith("["):  # "[Required] Gets the name of this", thousands of times
                     found.append((source, target))
     return documents, found
 
 
 def _is_new(text: str, seen: set[bytes]) -> bool:
     digest = hashlib.blake2b(" ".join(normal_words(text)).encode(), digest_size=8).digest()
-    return digest not in seen and not seen.add(digest)
+    known = len(seen)
+    seen.add(digest)
+    return len(seen) > known
 
 
 def read_wheel(path: Path) -> tuple[list[list[str]], list[Pair]]:
@@ -142,7 +145,7 @@ def read_wheel(path: Path) -> tuple[list[list[str]], list[Pair]]:
             for text in _texts_in(wheel, member):
                 paragraphs += [paragraph for paragraph in paragraphs_of(text) if not resembles_evaluation(paragraph)]
                 pair = pair_of(text)
-                if pair and pair[1][0] != "[" and not resembles_evaluation(" ".join(pair)):
+                if pair and not resembles_evaluation(" ".join(pair)):
                     found.append(pair)
             if paragraphs:
                 files.append(paragraphs)

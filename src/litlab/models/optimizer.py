@@ -69,7 +69,7 @@ class RelativeAdamW(torch.optim.AdamW):
 
     SMALLEST = 1e-3  # root mean square that a tensor counts with at least, so that zeros can leave zero
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Take one step; each tensor is a group of its own meanwhile."""
         groups = self.param_groups
         roots = torch._foreach_norm([tensor for group in groups for tensor in group["params"]])

@@ -46,7 +46,7 @@ class T5Pretraining(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         check_heads(d_model, num_heads)
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "d_model": d_model,
             "d_ff": d_ff,
             "num_layers": num_layers,

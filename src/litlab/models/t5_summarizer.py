@@ -69,7 +69,7 @@ class T5Summarizer(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.pretrained = pretrained
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "d_model": d_model,
             "d_ff": d_ff,
             "num_layers": num_layers,

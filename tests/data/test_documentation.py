@@ -1,0 +1,94 @@
+import gzip
+import json
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pytest
+
+from litlab.data import docstrings, documentation
+from litlab.data.documentation import paragraphs_of, read_wheel, resembles_evaluation
+
+BOATS = "A boat that is moored for the night swings around its anchor whenever the tide turns or the wind rises again."
+CLOCKS = (
+    "The clock asks the other clocks on its network for the time, once in an hour, and believes what most of them say."
+)
+RIVERS = "Where a river leaves the hills it grows slow and wide, and it drops the sand that it has carried from there."
+HIDDEN = (
+    "When a tram reaches the last stop of its line, the driver walks through it and drives back from the other end."
+)
+
+
+@pytest.fixture(autouse=True)
+def evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation and test splits of one pair."""
+    rows = {
+        "split": ["train", "test"],
+        "source": [BOATS, HIDDEN],
+        "target": ["Moor a boat for the night.", "Turn a tram around at the end of the line."],
+    }
+    monkeypatch.setattr(docstrings, "table", lambda: pyarrow.table(rows))
+    documentation._evaluation_sequences.cache_clear()
+    yield
+    documentation._evaluation_sequences.cache_clear()
+
+
+def wheel(folder: Path, files: dict[str, str | bytes]) -> Path:
+    path = folder / "project-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{BOATS}\n\n{CLOCKS}", [BOATS, CLOCKS]),
+        (f"Args:\n    boat: {BOATS}\n    clock (str, optional): {CLOCKS}", [BOATS, CLOCKS]),
+        (f":param boat: {BOATS}\n:returns: {CLOCKS}", [BOATS, CLOCKS]),
+        (f"- {BOATS}\n- {CLOCKS}", [BOATS, CLOCKS]),
+        (BOATS.replace("night swings", "night\n    swings"), [BOATS]),
+        (BOATS.replace("anchor", "``anchor``").replace("tide", ":class:`~sea.tide`"), [BOATS]),
+        ("boats = {'moored': True, 'anchor': 12, 'tide': high or low or whatever it may be now.}", []),
+        ("Copyright 2024 The Boat Authors, who permit whatever you would like to do with it.", []),
+        ("Le bateau tourne autour de son ancre quand la marée monte et le vent se lève encore.", []),
+        ("A boat.", []),
+    ],
+)
+def test_paragraphs_are_whole_english_sentences_without_markup(text: str, expected: list[str]) -> None:
+    assert paragraphs_of(text) == expected
+
+
+def test_a_wheel_gives_its_docstrings_guides_and_descriptions(tmp_path: Path) -> None:
+    service = {"operations": {"Moor": {"documentation": f"<p>{CLOCKS}</p><p>See <b>x</b></p>", "name": "Moor"}}}
+    files: dict[str, str | bytes] = {
+        "project/boat.py": f'def moor():\n    """Moor a boat for the whole night.\n\n    {BOATS} {RIVERS}\n    """\n',
+        "project/service.json.gz": gzip.compress(json.dumps(service).encode()),
+        "project/guide.md": f"# Rivers\n\n{RIVERS}\n",
+        "project/tests/test_boat.py": f'"""{CLOCKS}"""',
+        "project/picture.png": b"\x89PNG",
+    }
+    texts, pairs = read_wheel(wheel(tmp_path, files))
+    moor = "Moor a boat for the whole night."
+    assert texts == [[moor, f"{BOATS} {RIVERS}"], [RIVERS], [CLOCKS]]
+    assert pairs == [(f"{BOATS} {RIVERS}", moor)]
+
+
+def test_what_resembles_the_splits_that_scores_come_from_is_left_out(tmp_path: Path) -> None:
+    altered = HIDDEN.replace("driver", "conductor")
+    assert resembles_evaluation(HIDDEN) and resembles_evaluation(altered) and not resembles_evaluation(BOATS)
+    texts, pairs = read_wheel(
+        wheel(tmp_path, {"project/tram.py": f'"""Turn it around.\n\n{altered} {BOATS}\n"""\n"""{RIVERS}"""'})
+    )
+    assert (texts, pairs) == ([[RIVERS]], [])
+
+
+def test_every_package_is_pinned_and_none_is_one_that_scores_come_from() -> None:
+    listed = [line.split() for line in documentation.LISTED.read_text().splitlines() if not line.startswith("#")]
+    assert len(listed) > 300
+    for name, sha256, licence in listed:
+        assert name.endswith("-none-any.whl") and len(sha256) == 64
+        assert licence in ("Apache-2.0", "MIT", "MIT-0", "BSD", "Unlicense")
+    kept_apart = {package.name for split in ("validation", "test") for package in docstrings.PACKAGES[split]}
+    assert kept_apart and not kept_apart & {package.name for package in documentation.packages()}
