@@ -162,8 +162,8 @@ class SpanCorruption(LightningDataModule):
     def _batch(self, split: str, rows: np.ndarray, starts: np.ndarray, generators: list[np.random.Generator]) -> Batch:
         windows = self.streams[split][starts[:, None] + np.arange(self.window)].astype(np.int64)
         hidden = np.stack([spans(random, self.window, self.hidden, self.spans) for random in generators])
-        first, end = (self.tokenizer.convert_tokens_to_ids(token) for token in ("<extra_id_0>", "</s>"))
-        inputs, labels = corrupt(windows, hidden, first, end)
+        sentinel_and_end: Any = self.tokenizer.convert_tokens_to_ids(["<extra_id_0>", "</s>"])
+        inputs, labels = corrupt(windows, hidden, *sentinel_and_end)
         return {
             "id": torch.from_numpy(rows),
             "input_ids": torch.from_numpy(inputs),
