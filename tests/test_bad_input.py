@@ -391,6 +391,16 @@ SETTINGS = [
         f"{SUMMARIES}reviews.csv --data.summary=label --model.pretrained=null --model.num_heads=3",
         ["model.d_model is 256", "3 heads (model.num_heads)"],
     ),
+    Case(
+        "a size of a model that has one already",
+        f"{SUMMARIES}reviews.csv --data.summary=label --model.d_model=512",
+        ["model.d_model=512 describes a new T5", "model.pretrained=null"],
+    ),
+    Case(
+        "a callback that cannot write this model",
+        f"{MNIST} --trainer.callbacks+=litlab.callbacks.pretrained_model.PretrainedModel",
+        ["PretrainedModel cannot write MnistMLP", "leave it out of trainer.callbacks"],
+    ),
 ]
 
 GOOD = "text,label\n" + "".join(f"words {number},{'ab'[number % 2]}\n" for number in range(40))

@@ -433,7 +433,10 @@ UNSEEN = {
         "--model.pretrained=org/unseen@" + "2" * 40,
         "a name of the catalog (t5-documentation, all-MiniLM-L6-v2) or a folder",
     ),
-    "dataset": ("--data.source=org/unseen@" + "2" * 40, "rotten_tomatoes or docstrings, or a local file"),
+    "dataset": (
+        "--data.source=org/unseen@" + "2" * 40,
+        "use a name of the catalog (rotten_tomatoes, docstrings, documentation, documentation_pairs) or a local file",
+    ),
 }
 
 

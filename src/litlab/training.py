@@ -21,6 +21,7 @@ import pyarrow.parquet
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from litlab import explain
 from litlab.cli import LitlabCLI
@@ -99,7 +100,7 @@ def train(cli: LitlabCLI, arguments: list[str]) -> None:
         skipped = f", {cli.guard.skipped:,} of them skipped" if cli.guard.skipped else ""
         print(f"\ntrained {steps:,} steps{skipped} in {seconds:.1f} s")
         print(f"run   {shown(run.path)}")
-        if best:
+        if best and is_overridden("test_step", cli.model):
             print(f"next  make eval RUN={run.experiment}/{run.id}   scores the test split, and counts that you looked")
 
 

@@ -1,6 +1,6 @@
 """English prose out of open-source packages, to pretrain on: docstrings, guides and the descriptions of web services.
 
-`text()` gives documents; `pairs()` gives first sentences and what follows them, as `docstrings` does, from other projects.
+`texts()` gives documents; `pairs()` gives first sentences and what follows them, as `docstrings` does, from other projects.
 Everything is read out of pinned wheels, of which nothing is imported, installed or unpacked to disk. What resembles the
 validation and test splits of `docstrings` is left out, as are the projects these come from.
 """
@@ -11,11 +11,14 @@ import html
 import inspect
 import json
 import multiprocessing
+import os
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,11 +41,13 @@ from litlab.data.docstrings import (
     share_of,
     without_markup,
 )
+from litlab.errors import BadInput
 
 CLEANING = 1  # raise it whenever the same wheels would give other texts
 LISTED = Path(__file__).with_name("documentation_packages.txt")
 MIN_WORDS = 6  # of a paragraph
 MAX_SHARED = 0.2  # of a paragraph's five-word sequences with those of a split that scores are computed on
+MAX_PROCESSES = 8  # that read wheels; the longest wheels take as long as an eighth of all
 MAX_FILE = 3_000_000  # bytes of a plain text; longer ones are word lists and logs
 
 # where a paragraph begins: behind an empty line, at a list item, at a field, at "name (type): "
@@ -95,6 +100,9 @@ def pairs() -> pyarrow.Table:
 
 def _built() -> Path:
     folder = catalog.cache_folder() / "documentation" / key()
+    if multiprocessing.parent_process() and not folder.exists():
+        # the processes that read the wheels run such a script again, and would wait for their parent for ever
+        raise BadInput("a script that prepares data needs `if __name__ == '__main__':` around what it does.")
     with catalog.build_once(folder, "caching the documentation") as scratch:
         if scratch:
             documents, found = _read_wheels()
@@ -113,11 +121,12 @@ def _read_wheels() -> tuple[list[str], list[Pair]]:
     found: list[Pair] = []
     seen: set[bytes] = set()
     times: Counter[str] = Counter()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # not forked: this process has threads
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as processes:
-        for paragraphs_of_files, of_wheel in progress(
-            processes.map(read_wheel, wheels), "reading documentation (once)", unit="package"
-        ):
+    context = multiprocessing.get_context("spawn")
+    with _one_sentence(), ProcessPoolExecutor(min(cores, MAX_PROCESSES), context) as processes:
+        of_wheels = processes.map(read_wheel, wheels)
+        for paragraphs_of_files, of_wheel in progress(of_wheels, "reading documentation (once)", unit="package"):
             for paragraphs in paragraphs_of_files:
                 if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
                     documents.append("\n".join(fresh))
@@ -127,6 +136,22 @@ def _read_wheels() -> tuple[list[str], list[Pair]]:
                 if wanted and not target.startswith("["):  # "[Required] Gets the name of this", thousands of times
                     found.append((source, target))
     return documents, found
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Say in one sentence that a process died.
+
+    Raises:
+        BadInput: if one did.
+    """
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise BadInput(
+            "a process that reads documentation was killed, for lack of memory or because what is run is no file: free some memory, "
+            "or begin with litlab or with a script that has `if __name__ == '__main__':`."
+        ) from error
 
 
 def _is_new(text: str, seen: set[bytes]) -> bool:

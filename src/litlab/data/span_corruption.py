@@ -15,6 +15,7 @@ from litlab.errors import BadInput
 
 SENTINELS = 100  # <extra_id_0> and so on, as many as T5 has
 TOKENIZER_SAMPLE = 20_000_000  # bytes of text that a tokenizer is trained on: more changes hardly a token
+SMALLEST_TOKENIZER = 400  # tokens: each byte, the sentinels, and some words
 WHOLE = 2**30  # tokens; no document is cut
 
 
@@ -51,7 +52,7 @@ class SpanCorruption(LightningDataModule):
         configuration: str | None = None,
         text: str = "text",
         validation: SplitChoice = None,
-        tokenizer_size: PositiveInt = 8192,
+        tokenizer_size: Annotated[int, Field(ge=SMALLEST_TOKENIZER)] = 8192,
         input_length: Annotated[int, Field(ge=16)] = 256,
         noise_density: Annotated[float, Field(gt=0, lt=0.5)] = 0.15,
         mean_span: Annotated[float, Field(ge=1)] = 3.0,
@@ -105,14 +106,12 @@ class SpanCorruption(LightningDataModule):
                 )
         self.fingerprint = meta["key"]
         self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
-        counts = ", ".join(
-            f"{meta['examples'][name]:,} documents of {len(stream):,} tokens {name}"
-            for name, stream in self.streams.items()
-        )
+        length = self.window - self.hidden + self.spans + 1
         self.description = (
-            f"data       {source.name}: {counts}\n"
-            f"windows    {self.window} tokens, of which {self.hidden} hidden in {self.spans} spans: {self.window - self.hidden + self.spans + 1} "
-            f"into the encoder, {self.hidden + self.spans + 1} out of the decoder, no padding"
+            f"{tables.describe(source.name, {**meta, 'columns': {}})}\n"
+            f"tokens     {', '.join(f'{len(stream):,} {name}' for name, stream in self.streams.items())}\n"
+            f"windows    {self.window} tokens, of which {self.hidden} hidden in {self.spans} spans: {length} into the encoder, "
+            f"{self.hidden + self.spans + 1} out of the decoder, no padding"
         )
 
     def setup(self, stage: str | None = None) -> None:

@@ -134,7 +134,7 @@ def open_source(name: str, configuration: str | None = None) -> Source:
     if not hub.is_id(name) or name.startswith((".", "/", "~")):
         raise BadInput(
             f"data.source is {name!r:.200}: there is no such file; a .jsonl, .csv or .parquet file, a folder with one file per split, "
-            f"a Hub id, or {' or '.join(CATALOG)} is right."
+            f"a Hub id, or a name of the catalog ({', '.join(CATALOG)}) is right."
         )
     return _from_hub(name, configuration)
 
@@ -415,7 +415,7 @@ def _from_files(path: Path) -> Source:
 
 
 def _from_hub(name: str, configuration: str | None) -> Source:
-    instead = f"use {' or '.join(CATALOG)}, or a local file"
+    instead = f"use a name of the catalog ({', '.join(CATALOG)}) or a local file"
     repository, commit = hub.parse_id(name)
     if not hub.is_commit(commit):
         with hub.reached("dataset", name, instead) as commit:

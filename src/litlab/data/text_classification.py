@@ -63,7 +63,7 @@ class TextClassification(LightningDataModule):
         self.source, self.configuration = source, configuration
         self.text, self.text_pair, self.label = text, text_pair, label
         self.validation, self.test = validation, test
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer_name, self.max_length = tokenizer, max_length
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.seed = seed
         self.fingerprint: str | None = None
@@ -83,14 +83,14 @@ class TextClassification(LightningDataModule):
         if self.fingerprint:
             return
         source = tables.open_source(self.source, self.configuration)
-        self._tokenizer = pretrained.load_tokenizer(self.tokenizer)
-        self._limit = pretrained.sequence_limit(self.tokenizer, self._tokenizer, self.max_length)
+        self.tokenizer = pretrained.load_tokenizer(self.tokenizer_name)
+        self._limit = pretrained.sequence_limit(self.tokenizer_name, self.tokenizer, self.max_length)
         ingredients = {
             "what": "classification",
             "source": source.key,
             "column_names": [self.text, self.text_pair, self.label],
             "splits": [self.validation, self.test],
-            "tokenizer": tokens.fingerprint(self._tokenizer),
+            "tokenizer": tokens.fingerprint(self.tokenizer),
             "max_length": self._limit,
         }
         folder, meta = tokens.cached(ingredients, lambda scratch: self._build(source, scratch))
@@ -106,7 +106,7 @@ class TextClassification(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must find again: which class has which number, and the tokenizer."""
-        return {"class_names": self.class_names, "tokenizer": tokens.fingerprint(self._tokenizer)}
+        return {"class_names": self.class_names, "tokenizer": tokens.fingerprint(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare with a checkpoint's.
@@ -119,9 +119,9 @@ class TextClassification(LightningDataModule):
                 f"the checkpoint tells {', '.join(state_dict['class_names'])} apart, data.source={self.source} has "
                 f"{', '.join(self.class_names)}: evaluate with the classes of the run."
             )
-        if state_dict["tokenizer"] != tokens.fingerprint(self._tokenizer):
+        if state_dict["tokenizer"] != tokens.fingerprint(self.tokenizer):
             raise BadInput(
-                f"the checkpoint was trained with another tokenizer than that of {self.tokenizer} now: use the run's model.pretrained."
+                f"the checkpoint was trained with another tokenizer than that of {self.tokenizer_name} now: use the run's model.pretrained."
             )
 
     def train_dataloader(self) -> TrainingBatches:
@@ -163,7 +163,7 @@ class TextClassification(LightningDataModule):
             writer = tokens.SplitWriter(folder / split)
             writer.array("id", rows.ids)
             writer.array("target", targets[split])
-            made = tokens.tokenize(writer, "tokens", self._tokenizer, rows.texts, self._limit, f"tokenizing {split}")
+            made = tokens.tokenize(writer, "tokens", self.tokenizer, rows.texts, self._limit, f"tokenizing {split}")
             cut, total = cut + made.cut, total + made.tokens
             if split != "train":
                 writer.texts("source", rows.texts)
@@ -175,7 +175,7 @@ class TextClassification(LightningDataModule):
         columns = self.splits[split]
         ids, targets, texts = columns.array("id"), columns.array("target"), columns.ragged("tokens")
         second = columns.array("tokens_second") if "tokens_second" in columns else None
-        pad = self._tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
 
         def fetch(rows: np.ndarray) -> Batch:
             input_ids, real = texts.padded(rows, pad)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -139,7 +138,7 @@ class BertClassifier(LightningModule):
         config, rounded = self.network.config, self.compiled and self.training
         packs = self.padding_free
         if packs is None and self._trainer is not None:
-            whole = type(self.trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # parts are called one by one
+            whole = speed.is_whole(self.trainer)  # parts are called one by one
             packs = whole and packing.has_kernel(self.network, self.device, str(self.trainer.precision))
         if packs:
             return packing.pack(batch, config.max_position_embeddings if rounded else None)

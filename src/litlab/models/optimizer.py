@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import Field
 from torch import nn
 
+from litlab import speed
 from litlab.errors import BadInput
 
 Schedule = Literal["linear", "cosine", "exponential", "constant"]
@@ -69,24 +70,27 @@ class RelativeAdamW(torch.optim.AdamW):
 
     SMALLEST = 1e-3  # root mean square that a tensor counts with at least, so that zeros can leave zero
 
+    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step; each tensor is a group of its own meanwhile."""
+        """Take one step."""
+        loss = None
+        if closure is not None:  # it reads the groups as they are
+            with torch.enable_grad():
+                loss = closure()
         groups = self.param_groups
-        roots = torch._foreach_norm([tensor for group in groups for tensor in group["params"]])
-        sizes = iter(torch.stack(roots).tolist())  # one wait for the device
-        self.param_groups = [
-            {
-                **group,
-                "params": [tensor],
-                "lr": group["lr"] * max(self.SMALLEST, next(sizes) / math.sqrt(tensor.numel())),
-            }
+        tensors = [tensor for group in groups for tensor in group["params"]]
+        norms = torch.stack(torch._foreach_norm(tensors)).tolist()  # one wait for the device
+        sizes = iter(norm / math.sqrt(tensor.numel()) for norm, tensor in zip(norms, tensors, strict=True))
+        self.param_groups = [  # each tensor is a group of its own for this step
+            {**group, "params": [tensor], "lr": group["lr"] * max(self.SMALLEST, next(sizes))}
             for group in groups
             for tensor in group["params"]
         ]
         try:
-            return super().step(closure)
+            super().step()
         finally:
             self.param_groups = groups
+        return loss
 
 
 def configure(
@@ -106,7 +110,15 @@ def configure(
         schedule: the shape of the decay after the warm-up.
         warmup: the rise, as a fraction of all steps.
         relative_steps: use `RelativeAdamW`.
+
+    Raises:
+        BadInput: if the schedule has no end, or the size of a tensor is not known because it is sharded.
     """
+    if relative_steps and not speed.is_whole(module.trainer):
+        raise BadInput(
+            f"model.relative_steps=true needs whole weights, {type(module.trainer.strategy).__name__} shards them: use "
+            "trainer.strategy=auto or ddp, or model.relative_steps=false."
+        )
     steps = module.trainer.estimated_stepping_batches
     if steps == math.inf and (schedule != "constant" or warmup):
         raise BadInput(

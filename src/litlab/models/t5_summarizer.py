@@ -1,11 +1,11 @@
 """T5, or any encoder-decoder like it, that writes summaries (Raffel et al., 2020)."""
 
+import inspect
 import sys
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -14,15 +14,12 @@ from torchmetrics import MeanMetric
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
 from litlab import pretrained, speed
+from litlab.errors import BadInput
 from litlab.models import optimizer
 from litlab.models.scores import SummarizationScores
 from litlab.models.t5 import check_heads, new_t5
 from litlab.models.t5_decoding import ends_of, greedy
 
-WHOLE = (
-    SingleDeviceStrategy,
-    DDPStrategy,
-)  # strategies that leave all weights where they are; DeepSpeed's derives from one
 CAPPED_SHARE = 0.05  # of summaries that reach the limit: more are worth a warning
 
 
@@ -30,13 +27,13 @@ class T5Summarizer(LightningModule):
     """An encoder-decoder, pretrained or from random weights, and how it writes.
 
     Args:
-        pretrained: a local folder or a Hub id, with @revision or without, of any model that AutoModelForSeq2SeqLM loads; null: a
+        pretrained: t5-documentation, a local folder or a Hub id, with @revision or without, of any model that AutoModelForSeq2SeqLM loads; null: a
             new T5 with random weights.
         d_model: width of a new T5.
         d_ff: width of its feed-forward layers.
         num_layers: layers of its encoder, and of its decoder.
         num_heads: attention heads of a layer; they share the width.
-        dropout: of a new T5, everywhere.
+        dropout: everywhere; null: as the pretrained model was made, 0 in a new T5.
         vocab_size: tokens that a new T5 knows; follows the data.
         max_new_tokens: most tokens of a summary; a warning says when many summaries reach it.
         num_beams: hypotheses of beam search; 1: greedy.
@@ -55,7 +52,7 @@ class T5Summarizer(LightningModule):
         d_ff: PositiveInt = 1024,
         num_layers: PositiveInt = 3,
         num_heads: PositiveInt = 4,
-        dropout: optimizer.Fraction = 0.1,
+        dropout: optimizer.Fraction | None = None,
         vocab_size: PositiveInt = 32128,
         max_new_tokens: PositiveInt = 64,
         num_beams: PositiveInt = 1,
@@ -69,16 +66,16 @@ class T5Summarizer(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.pretrained = pretrained
-        self.sizes: dict[str, Any] = {
-            "d_model": d_model,
-            "d_ff": d_ff,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "dropout": dropout,
-            "vocab_size": vocab_size,
-        }
+        self.dropout, self.vocab_size = dropout, vocab_size
+        self.sizes = {"d_model": d_model, "d_ff": d_ff, "num_layers": num_layers, "num_heads": num_heads}
         if not pretrained:
             check_heads(d_model, num_heads)
+        for name, size in self.sizes.items() if pretrained else ():
+            if size != inspect.signature(T5Summarizer).parameters[name].default:
+                raise BadInput(
+                    f"model.{name}={size} describes a new T5, and model.pretrained is {pretrained}: set model.pretrained=null to begin "
+                    "with random weights."
+                )
         self.generation: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "num_beams": num_beams,
@@ -105,10 +102,12 @@ class T5Summarizer(LightningModule):
         if self.network is not None:
             return
         if self.pretrained:
-            self.network = pretrained.load_model(AutoModelForSeq2SeqLM, self.pretrained)
+            # what T5 and BART call it
+            changes = {} if self.dropout is None else {"dropout_rate": self.dropout, "dropout": self.dropout}
+            self.network = pretrained.load_model(AutoModelForSeq2SeqLM, self.pretrained, **changes)
             speed.speed_up(self.network)
             return
-        self.network = new_t5(**self.sizes)
+        self.network = new_t5(**self.sizes, dropout=self.dropout or 0.0, vocab_size=self.vocab_size)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """The mean loss over the tokens of the summaries, a number."""
@@ -157,7 +156,7 @@ class T5Summarizer(LightningModule):
 
     def _decodes_greedily(self) -> bool:
         """Whether litlab's own decoding can be used, which reads the weights of a T5 directly: not if they are sharded."""
-        whole = self._trainer is None or type(self.trainer.strategy) in WHOLE
+        whole = speed.is_whole(self._trainer)
         return self.generation["num_beams"] == 1 and type(self.network) is T5ForConditionalGeneration and whole
 
     def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: SummarizationScores) -> dict[str, Any]:
