@@ -163,8 +163,10 @@ class T5Summarizer(LightningModule):
         mean_loss.update(self(batch), weight=(batch["labels"] >= 0).sum())
         tokens = self.generate(batch)
         output = self._outputs(batch, tokens)
-        lengths = (tokens != self.network.config.pad_token_id).sum(dim=1)
-        capped = ~torch.isin(tokens, ends_of(self.network)).any(dim=1)
+        ends = torch.isin(tokens, ends_of(self.network))
+        over = ends.cumsum(dim=1) > ends.long()  # beam search fills up with ends
+        lengths = (~over & (tokens != self.network.config.pad_token_id)).sum(dim=1)
+        capped = ~ends.any(dim=1)
         training = self.trainer.state.fn == "fit"  # lead-1 does not change: once, with the final scores, is enough
         scores.update(output["text"], batch["target"], lengths, capped, None if training else batch["source"])
         return output
