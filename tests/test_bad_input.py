@@ -465,7 +465,11 @@ FOLDER = [
 SOURCE = [
     ("no such file", "a.csv", ["a.csv cannot be read (No such file", "data.source must name a file"]),
     ("another kind of file", "overlay.yaml", ["overlay.yaml", "files that end in .jsonl, .csv or .parquet"]),
-    ("no such name", "roten_tomatoes", ["roten_tomatoes", "could not be had", "use rotten_tomatoes"]),
+    (
+        "no such name",
+        "roten_tomatoes",
+        ["roten_tomatoes", "could not be had", "use a name of the catalog (rotten_tomatoes"],
+    ),
     ("texts as labels", "reviews.csv --data.label=text", ["reviews.csv: column 'text' has 40", "--data.label=..."]),
     ("no such second text", "reviews.csv --data.text_pair=answer", ["no column 'answer'", "--data.text_pair=..."]),
     ("no such split", "reviews.csv --data.validation=dev", ["--data.validation=dev", "it has train", "a fraction"]),

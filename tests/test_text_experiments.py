@@ -132,7 +132,7 @@ def test_what_is_pretrained_can_be_fine_tuned(litlab, project: Path, reports: Pa
         run = newest(project)
         found = list(rows(run.path))
         losses.append([float(row["train/loss"]) for row in found if row.get("train/loss")])
-        assert {float(row["train/padding_share"]) for row in found if row.get("train/padding_share")} == {0}
+        assert {row.get("train/padding_share") for row in found} == {0, None}
         models.append(load_file(run.path / "model" / "model.safetensors"))
         weights = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         assert {tensor.dtype for tensor in models[-1].values()} == {torch.bfloat16}
@@ -141,7 +141,7 @@ def test_what_is_pretrained_can_be_fine_tuned(litlab, project: Path, reports: Pa
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < losses[0][0] - 0.5
     done = litlab(
         "fit", "-c", "configs/experiment/t5_sum.yaml", "--data.source=reports", "--data.text=body", "--data.summary=abstract",
-        "--model.pretrained=runs/latest/model", "--trainer.max_epochs=1", *PLAIN,
+        "--model.pretrained=runs/t5_pretrain/latest/model", "--trainer.max_epochs=1", *PLAIN,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "training a tokenizer" not in done.stderr

@@ -61,7 +61,7 @@ def build(folder: Path, pretrained: Path | str | None, **settings: Any) -> tuple
         str(folder), tokenizer=name, tokenizer_size=300, max_length=40, batch_size=12, evaluation_batch_size=4
     )
     torch.manual_seed(0)
-    model = T5Summarizer(name, vocab_size=data.vocab_size, **SIZE, **settings)
+    model = T5Summarizer(name, vocab_size=data.vocab_size, **({} if name else SIZE), **settings)
     model.configure_model()
     return model.eval(), data
 
