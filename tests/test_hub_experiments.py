@@ -435,7 +435,7 @@ UNSEEN = {
     ),
     "dataset": (
         "--data.source=org/unseen@" + "2" * 40,
-        "a name of the catalog (rotten_tomatoes, docstrings, documentation, documentation_pairs) or a local file",
+        "a name of the catalog (rotten_tomatoes, docstrings, documentation, documentation_gaps, documentation_pairs) or a local file",
     ),
 }
 

@@ -92,3 +92,31 @@ def test_every_package_is_pinned_and_none_is_one_that_scores_come_from() -> None
         assert licence in ("Apache-2.0", "MIT", "MIT-0", "BSD", "Unlicense")
     kept_apart = {package.name for split in ("validation", "test") for package in docstrings.PACKAGES[split]}
     assert kept_apart and not kept_apart & {package.name for package in documentation.packages()}
+
+
+def gaps_in(monkeypatch: pytest.MonkeyPatch, *documents: str) -> list[tuple[str, str]]:
+    monkeypatch.setattr(documentation, "texts", lambda: pyarrow.table({"text": list(documents)}))
+    table = documentation.gap_sentences()
+    return list(zip(table["text"].to_pylist(), table["summary"].to_pylist(), strict=True))
+
+
+def test_the_sentence_that_shares_most_with_the_others_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = "An anchor holds a moored boat against the tide."
+    assert gaps_in(monkeypatch, f"{CLOCKS}\n{about} {BOATS}") == [(f"{CLOCKS} {BOATS}", about)]
+    assert gaps_in(monkeypatch, f"{CLOCKS}\n{RIVERS} {HIDDEN}") == []  # they share nothing
+    assert gaps_in(monkeypatch, f"{about} {BOATS}") == []  # of two sentences one would remain
+    assert gaps_in(monkeypatch, f"{about} {BOATS} {about}") == []  # would be copied
+
+
+def test_no_sentence_is_taken_out_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = "An anchor holds a moored boat against the tide."
+    others = ("The harbour opens at six.", "Visitors are welcome.", "It is closed in winter.", "Dogs stay outside.")
+    documents = [f"{other} {about} {BOATS}" for other in others]
+    assert [target for _, target in gaps_in(monkeypatch, *documents)] == [about] * docstrings.MAX_SAME_TARGET
+
+
+def test_long_documents_give_a_sentence_per_passage(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = "An anchor holds a moored boat against the tide."
+    found = gaps_in(monkeypatch, "\n".join([CLOCKS, about, BOATS, RIVERS, HIDDEN, BOATS, "The boat and its tide."]))
+    assert [target for _, target in found] == [about, "The boat and its tide."]
+    assert all(len(text.split()) <= documentation.PASSAGE_WORDS for text, _ in found)

@@ -532,7 +532,7 @@ def test_an_option_that_does_not_fit_the_source_is_one_sentence(options, expecte
     ids=ascii,
 )
 def test_a_name_of_nothing_says_what_a_source_can_be(name: str, tiny_bert: Path) -> None:
-    expected = r"there is no such file; a \.jsonl, \.csv or \.parquet file, .* a name of the catalog \(rotten_tomatoes, docstrings, documentation, documentation_pairs\) is right"
+    expected = r"there is no such file; a \.jsonl, \.csv or \.parquet file, .* a name of the catalog \(rotten_tomatoes, docstrings, documentation, documentation_gaps, documentation_pairs\) is right"
     assert re.search(expected, complaint(name, tiny_bert))
 
 

@@ -133,6 +133,27 @@ def test_beam_search_has_the_settings_of_the_model(folder: Path, tiny_t5: Path) 
     assert differs
 
 
+@pytest.mark.parametrize("kind", ["T5", "BART"])
+def test_beam_search_can_favour_the_tokens_of_the_text(folder: Path, tiny_t5: Path, tiny_bart: Path, kind: str) -> None:
+    pretrained = {"T5": tiny_t5, "BART": tiny_bart}[kind]
+    plain, _ = build(folder, pretrained, max_new_tokens=8, num_beams=3)
+    model, data = build(folder, pretrained, max_new_tokens=8, num_beams=3, encoder_repetition_penalty=1000)
+    padded = elsewhere = 0
+    for batch in loader(data):
+        found, without = model.generate(batch).tolist(), plain.generate(batch).tolist()
+        for index, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+            text = set(ids[mask.bool()].tolist())
+            padded += not mask.all()
+            elsewhere += not set(without[index]) <= text
+            # log-probabilities of the text's tokens are nearly 0, those of all others about -6; padding stands behind the end only
+            written = found[index][: found[index].index(1)] if 1 in found[index] else found[index]
+            assert set(written) <= text
+            alone = {"input_ids": ids[mask.bool()][None], "attention_mask": mask[mask.bool()][None]}
+            one = model.generate(alone)[0].tolist()
+            assert one == found[index][: len(one)]
+    assert padded and elsewhere
+
+
 def test_the_steps_return_the_step_contract(made: tuple[T5Summarizer, Summarization]) -> None:
     model, data = made
     for batch in loader(data):

@@ -199,13 +199,13 @@ def _walk(
             yield from _walk(f"{name}.{child.name}", child)
 
 
-def pair_of(docstring: str) -> tuple[str, str] | None:
+def pair_of(docstring: str, min_source_words: int = MIN_SOURCE_WORDS) -> tuple[str, str] | None:
     """The source and target that a docstring gives, cleaned of markup; None if it does not give good ones.
 
     The target is the first sentence. The source is the prose after it, up to the first section, list, table or code,
-    without sentences that only point elsewhere.
+    without sentences that only point elsewhere; it has at least `min_source_words`.
     """
-    if len(docstring.split()) < MIN_SOURCE_WORDS:
+    if len(docstring.split()) < min_source_words:
         return None  # most docstrings are one line
     paragraphs = _prose(docstring).split("\n\n")
     target, *sentences = SENTENCE_END.split(without_markup(paragraphs[0]).lstrip("\"'- "))
@@ -232,7 +232,7 @@ def pair_of(docstring: str) -> tuple[str, str] | None:
         and " ".join(normal_words(target)) not in " ".join(normal_words(sentence))  # would be copied, not summarized
     )
     if (
-        len(source.split()) < MIN_SOURCE_WORDS
+        len(source.split()) < min_source_words
         or share_of(source, WORD) < 0.9
         or share_of(source, ENGLISH) < 0.25
         or not (source + target).isascii()

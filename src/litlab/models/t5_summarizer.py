@@ -39,6 +39,8 @@ class T5Summarizer(LightningModule):
         num_beams: hypotheses of beam search; 1: greedy.
         length_penalty: of beam search; above 1 favours long summaries, below 1 short ones.
         no_repeat_ngram_size: no sequence of this many tokens comes twice in a summary; 0: no such rule.
+        encoder_repetition_penalty: of beam search; above 1 favours the tokens of the text (its prefix and end among them), whose
+            log-probabilities are divided by it.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on the weight matrices.
         schedule: decay of the learning rate after the warm-up.
@@ -58,6 +60,7 @@ class T5Summarizer(LightningModule):
         num_beams: PositiveInt = 1,
         length_penalty: float = 1.0,
         no_repeat_ngram_size: NonNegativeInt = 0,
+        encoder_repetition_penalty: PositiveFloat = 1.0,
         learning_rate: PositiveFloat = 2e-4,
         weight_decay: NonNegativeFloat = 0.01,
         schedule: optimizer.Schedule = "linear",
@@ -80,6 +83,8 @@ class T5Summarizer(LightningModule):
             "max_new_tokens": max_new_tokens,
             "num_beams": num_beams,
             "no_repeat_ngram_size": no_repeat_ngram_size,
+            # without beams logits would be scaled, and one value would mean another thing
+            "encoder_repetition_penalty": float(encoder_repetition_penalty) if num_beams > 1 else 1.0,
             "do_sample": False,
             # a pretrained model's own settings do not apply unseen
             "min_length": 0,
@@ -148,6 +153,8 @@ class T5Summarizer(LightningModule):
         if self._decodes_greedily():
             limits = {name: self.generation[name] for name in ("max_new_tokens", "no_repeat_ngram_size")}
             return greedy(self.network, **inputs, **limits)
+        # padding is masked, but would be favoured as if it were text
+        inputs["input_ids"] = inputs["input_ids"].where(inputs["attention_mask"].bool(), inputs["input_ids"][:, :1])
         return self.network.generate(**inputs, **self.generation)[:, 1:]  # without the token that starts the decoder
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
