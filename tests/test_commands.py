@@ -219,7 +219,21 @@ def test_an_interrupted_training_is_marked_and_ends_with_status_75(project: Path
 def test_fit_help_lists_the_options_of_the_experiment_one_line_each(litlab) -> None:
     done = litlab("fit", "-c", "configs/experiment/mnist_mlp.yaml", "--help")
     assert done.returncode == 0
-    for option in ("--model.hidden = 128", "--data.batch_size = 128", "--trainer.max_epochs", "--checkpoint.monitor"):
+    for option in (
+        "--model.hidden = 128",
+        "--data.batch_size = 32",
+        "--trainer.max_epochs = 2",
+        "--checkpoint.monitor",
+    ):
         assert [line for line in done.stdout.splitlines() if line.strip().startswith(option)], option
     for follows_another in ("--data.seed", "--model.num_classes"):
         assert follows_another not in done.stdout
+
+
+def test_fit_help_shows_the_values_of_the_files_where_the_last_one_wins(litlab, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model:\n  init_args:\n    num_beams: 7\ntrainer:\n  max_epochs: 9\n")
+    done = litlab("fit", "-c", "configs/experiment/t5_sum.yaml", "-c", str(overlay), "--help")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    for option in ("--model.num_beams = 7", "--model.no_repeat_ngram_size = 2", "--trainer.max_epochs = 9"):
+        assert [line for line in lines if line.startswith(f"{option} ")], option

@@ -1,7 +1,7 @@
 """The commands of the core. What is wrong with their arguments is said before torch is imported."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -71,9 +71,14 @@ def fit_help(arguments: list[str]) -> str:
     from litlab.callbacks.checkpoints import LastCheckpoint
     from litlab.callbacks.guard import Guard
 
+    shared = {"checkpoint": ModelCheckpoint, "last_checkpoint": LastCheckpoint, "guard": Guard, "trainer": Trainer}
     owners = {}
+    values: dict[str, dict[str, Any]] = {part: {} for part in ("model", "data", *shared)}
     for file in config_files(arguments):
         content = yaml.safe_load(file.read_text())
+        for part, known in values.items():
+            if isinstance(content.get(part), dict):
+                known.update(content[part].get("init_args") or content[part])
         for part in ("model", "data"):
             if isinstance(content.get(part), dict) and "class_path" in content[part]:
                 owners[part] = explain.import_class(content[part]["class_path"])
@@ -84,7 +89,8 @@ def fit_help(arguments: list[str]) -> str:
     sections = [
         "litlab fit -c configs/experiment/<name>.yaml [-c overlay.yaml ...] [--key=value ...]",
         fit_command.__doc__ or "",
-        "Settings come from configs/base.yaml, then the -c files, then the options; the last one wins.",
+        "Settings come from configs/base.yaml, then the -c files, then the options; the last one wins. The values below are what the\n"
+        "files set, and the defaults where they set nothing.",
         "general\n"
         "  --seed_everything=0    seed of everything random; also fixes the order of the data\n"
         "  --experiment=NAME      folder below runs/; default: the name of the first -c file\n"
@@ -92,10 +98,9 @@ def fit_help(arguments: list[str]) -> str:
         "  --fork=RUN             continue the state of RUN in a new run, with other settings if you like\n"
         "  --init=RUN|FILE        begin a new run with the weights of RUN or of a checkpoint file",
     ]
-    shared = {"checkpoint": ModelCheckpoint, "last_checkpoint": LastCheckpoint, "guard": Guard, "trainer": Trainer}
     for part, owner in {**owners, **shared}.items():
         linked = {name.removeprefix(f"{part}.") for name in links(owners.get("model"), owners.get("data"))}
-        lines = "\n".join(f"  --{part}.{line}" for line in explain.option_lines(owner, without=linked))
+        lines = "\n".join(f"  --{part}.{line}" for line in explain.option_lines(owner, linked, values[part]))
         sections.append(f"{part}: {owner.__name__}\n{lines}")
     if not owners:
         sections.append(

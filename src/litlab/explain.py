@@ -254,12 +254,13 @@ def first_sentence(message: str) -> str:
     return one_line("; ".join(part.rstrip(".,! ") for part in (first, *choices)) + ".")
 
 
-def option_lines(owner: type, without: set[str]) -> list[str]:
-    """One line per argument of a class's constructor: name, default, and what the docstring says.
+def option_lines(owner: type, without: set[str], values: dict[str, Any]) -> list[str]:
+    """One line per argument of a class's constructor: name, value or default, and what the docstring says.
 
     Args:
         owner: the class.
         without: arguments to leave out.
+        values: what is set, by name; lists and mappings are not shown.
     """
     documents = [inspect.getdoc(owner), owner.__init__.__doc__]  # type: ignore[misc]
     entries = [entry for text in documents for entry in docstring_parser.parse(text or "").params]
@@ -269,6 +270,8 @@ def option_lines(owner: type, without: set[str]) -> list[str]:
         if name in without:
             continue
         text = " ".join(described.get(name, "").replace("``", "").split()).split(". ")[0].removesuffix(".")
+        if not isinstance(values.get(name), list | dict):
+            default = values.get(name, default)
         shown = "" if default is inspect.Parameter.empty else f" = {'null' if default is None else default}"
         lines.append(f"{name + shown:<36} {text if len(text) <= 110 else text[:107] + '...'}")
     return lines
