@@ -1,6 +1,8 @@
 import hashlib
+import os
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import zipfile
@@ -18,17 +20,34 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     """A real wheel in a folder that pip is told to use as its only index."""
     index = tmp_path / "index"
     index.mkdir()
-    wheel = index / "litlab_fixture-1.0-py3-none-any.whl"
-    info = "litlab_fixture-1.0.dist-info"
-    with zipfile.ZipFile(wheel, "w") as file:
-        file.writestr("fixture/data.txt", "hello")
-        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: litlab-fixture\nVersion: 1.0\n")
-        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        file.writestr(f"{info}/RECORD", "")
+    wheel = write_wheel(index, "py3-none-any")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     return Package("litlab-fixture", "1.0", wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest())
+
+
+def write_wheel(index: Path, tag: str, *requirements: str) -> Path:
+    wheel, info = index / f"litlab_fixture-1.0-{tag}.whl", "litlab_fixture-1.0.dist-info"
+    metadata = ("Metadata-Version: 2.1", "Name: litlab-fixture", "Version: 1.0", *requirements, "")
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("fixture/data.txt", "hello")
+        file.writestr(f"{info}/METADATA", "\n".join(metadata))
+        file.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        file.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def test_a_wheel_for_newer_pythons_is_read_all_the_same(package: Package) -> None:
+    wheel = write_wheel(Path(os.environ["PIP_FIND_LINKS"]), "py3-none-any", "Requires-Python: >=3.99")
+    assert fetch(Package(package.name, package.version, wheel.name, sha256_of(wheel))).name == wheel.name
+
+
+def test_a_wheel_for_this_machine_is_not_taken_for_the_one_that_is_named(package: Package) -> None:
+    version = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    write_wheel(Path(os.environ["PIP_FIND_LINKS"]), f"{version}-{version}-{platform}")
+    assert fetch(package).name == package.wheel
 
 
 def test_a_wheel_is_downloaded_checked_and_read_without_being_installed(package: Package) -> None:

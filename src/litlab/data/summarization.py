@@ -28,8 +28,8 @@ class Summarization(LightningDataModule):
     its row in the source, from 0.
 
     Batches hold `id` (batch,), `input_ids` and `attention_mask` (batch, longest text) and `labels` (batch, longest summary),
-    -100 where a summary has ended; all int64. Those of evaluation also hold what a person reads: the lists of strings
-    `source` and `target`, and `decode`, which turns tokens (batch, length) into such a list.
+    -100 where a summary has ended, all int64; and `decode`, which turns tokens (batch, length) into a list of strings. Those of
+    evaluation also hold what a person reads: the lists of strings `source` and `target`.
 
     Args:
         source: docstrings, documentation_pairs or documentation_gaps (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
@@ -159,7 +159,6 @@ class Summarization(LightningDataModule):
                 **fetch_tokens(rows),
                 "source": [sources.text(row) for row in rows],
                 "target": [targets.text(row) for row in rows],
-                "decode": self._decode,
             }
 
         return EvaluationBatches.for_trainer(self.trainer, fetch, order, self.evaluation_batch_size)
@@ -208,6 +207,7 @@ class Summarization(LightningDataModule):
                 "input_ids": input_ids,
                 "attention_mask": real.long(),
                 "labels": labels,
+                "decode": self._decode,
             }
 
         return fetch

@@ -1,11 +1,12 @@
-"""Greedy decoding of a T5 without what `transformers` does per token for every model and every way of decoding.
+"""Greedy decoding of a T5, and sampling from it, without what `transformers` does per token for every model and every way of decoding.
 
-It writes what `generate(num_beams=1)` writes, but for rounding in bfloat16, and sooner (benchmarks/generation.py compares
+Greedy decoding writes what `generate(num_beams=1)` writes, but for rounding in bfloat16, and sooner (benchmarks/generation.py compares
 both): weights are cast to autocast's format and joined once per batch and not at every token, repetitions are looked for in
 all summaries at once, and summaries that have ended leave the batch. On a GPU, where starting an operation takes longer than
 most of them, the work for one token is recorded once for each shape and replayed as a CUDA graph.
 """
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -111,20 +112,76 @@ def greedy(
     """
     if input_ids.device.type == "cuda":
         return fixed_shapes(network, input_ids, attention_mask, max_new_tokens, no_repeat_ngram_size)
-    device, config = input_ids.device, network.config
+
+    def choose(logits: Tensor, written: Tensor) -> Tensor:
+        if no_repeat_ngram_size:
+            _ban_repeats(logits, written, no_repeat_ngram_size)
+        return logits.argmax(dim=1)
+
+    encoded = network.encoder(input_ids, attention_mask).last_hidden_state
+    return _write(network, encoded, attention_mask, max_new_tokens, choose)
+
+
+@torch.no_grad()
+def sample(
+    network: T5ForConditionalGeneration,
+    encoded: Tensor,
+    attention_mask: Tensor,
+    max_new_tokens: int,
+    count: int,
+) -> Tensor:
+    """Several summaries of each text, every token drawn with the probability that the network gives it.
+
+    Args:
+        network: a T5.
+        encoded: what its encoder has made of the texts, (batch, length, model width).
+        attention_mask: 1 for real tokens, 0 for padding, (batch, length).
+        max_new_tokens: longest summary.
+        count: summaries of each text.
+
+    Returns:
+        Summaries as tokens, (batch x count, at most max_new_tokens), those of a text behind each other, padded behind their ends.
+    """
+
+    def choose(logits: Tensor, written: Tensor) -> Tensor:
+        # a tenth of the time of torch.multinomial, which draws a number for each token that there is
+        sums = logits.softmax(dim=1).cumsum(dim=1)
+        drawn = torch.rand(len(sums), 1, device=sums.device) * sums[:, -1:]
+        return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
+
+    encoded, attention_mask = (tensor.repeat_interleave(count, dim=0) for tensor in (encoded, attention_mask))
+    return _write(network, encoded, attention_mask, max_new_tokens, choose)
+
+
+def _write(
+    network: T5ForConditionalGeneration,
+    encoded: Tensor,
+    attention_mask: Tensor,
+    max_new_tokens: int,
+    choose: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Summaries, token by token, (batch, at most max_new_tokens).
+
+    Args:
+        network: as of `greedy`.
+        encoded: what its encoder has made of the texts, (batch, length, model width).
+        attention_mask: as of `greedy`.
+        max_new_tokens: as of `greedy`.
+        choose: makes the next tokens, (batch,), of their logits, (batch, vocabulary), and the tokens up to there.
+    """
+    device, config = encoded.device, network.config
     decoder: Any = network.decoder
     pad = config.pad_token_id or 0
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
     ends = ends_of(network)
-    encoded = network.encoder(input_ids, attention_mask).last_hidden_state
     layers = [_Layer(block, encoded, dtype, max_new_tokens) for block in decoder.block]
     biases = _biases(network, max_new_tokens, dtype)
     head = network.lm_head.weight.to(dtype)
     real = (attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min
     # tokens of all summaries, beginning with the decoder's start; `rows` are those that are still written
-    tokens = torch.full((len(input_ids), max_new_tokens + 1), pad, device=device)
+    tokens = torch.full((len(encoded), max_new_tokens + 1), pad, device=device)
     tokens[:, 0] = _start_of(network)
-    rows = torch.arange(len(input_ids), device=device)
+    rows = torch.arange(len(encoded), device=device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for position in range(max_new_tokens):
         hidden = decoder.embed_tokens(tokens[rows, position, None])
@@ -134,9 +191,7 @@ def greedy(
         if config.scale_decoder_outputs:
             hidden = hidden * config.d_model**-0.5
         logits = F.linear(hidden[:, 0].to(dtype), head).float()
-        if no_repeat_ngram_size:
-            _ban_repeats(logits, tokens[rows, : position + 1], no_repeat_ngram_size)
-        chosen = logits.argmax(dim=1).masked_fill(ended, pad)
+        chosen = choose(logits, tokens[rows, : position + 1]).masked_fill(ended, pad)
         tokens[rows, position + 1] = chosen
         ended |= torch.isin(chosen, ends)
         left = len(rows) - int(ended.sum())

@@ -16,6 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from litlab import pretrained, speed
 from litlab.errors import BadInput
 from litlab.models import optimizer
+from litlab.models.minimum_risk import expected_risk
 from litlab.models.scores import SummarizationScores
 from litlab.models.t5 import check_heads, new_t5
 from litlab.models.t5_decoding import ends_of, greedy
@@ -41,6 +42,9 @@ class T5Summarizer(LightningModule):
         no_repeat_ngram_size: no sequence of this many tokens comes twice in a summary; 0: no such rule.
         encoder_repetition_penalty: of beam search; above 1 favours the tokens of the text (its prefix and end among them), whose
             log-probabilities are divided by it.
+        risk_samples: 0: learn to write the targets (maximum likelihood); from 2 on: draw as many summaries of each text and
+            learn to write those that score better (minimum risk, models/minimum_risk.py).
+        likelihood: share of maximum likelihood in the loss of minimum risk training.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on the weight matrices.
         schedule: decay of the learning rate after the warm-up.
@@ -61,6 +65,8 @@ class T5Summarizer(LightningModule):
         length_penalty: float = 1.0,
         no_repeat_ngram_size: NonNegativeInt = 0,
         encoder_repetition_penalty: PositiveFloat = 1.0,
+        risk_samples: NonNegativeInt = 0,
+        likelihood: optimizer.Fraction = 0.1,
         learning_rate: PositiveFloat = 2e-4,
         weight_decay: NonNegativeFloat = 0.01,
         schedule: optimizer.Schedule = "linear",
@@ -73,6 +79,10 @@ class T5Summarizer(LightningModule):
         self.sizes = {"d_model": d_model, "d_ff": d_ff, "num_layers": num_layers, "num_heads": num_heads}
         if not pretrained:
             check_heads(d_model, num_heads)
+        if risk_samples == 1:
+            raise BadInput(
+                "model.risk_samples=1: one summary has no other to be better than; draw at least 2, or 0 for maximum likelihood."
+            )
         for name, size in self.sizes.items() if pretrained else ():
             if size != inspect.signature(T5Summarizer).parameters[name].default:
                 raise BadInput(
@@ -92,6 +102,7 @@ class T5Summarizer(LightningModule):
             "repetition_penalty": 1.0,
             "forced_eos_token_id": None,  # BART's would hide that a summary was cut
         } | ({"length_penalty": length_penalty} if num_beams > 1 else {})
+        self.risk_samples, self.likelihood = risk_samples, likelihood
         self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
             learning_rate,
             weight_decay,
@@ -121,7 +132,17 @@ class T5Summarizer(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of one slice of a global batch, weighted so that slices average to the mean over the batch's tokens."""
-        return self(batch) * batch["weight"]
+        if not self.risk_samples:
+            return self(batch) * batch["weight"]
+        loss = expected_risk(
+            self.network,
+            batch,
+            self.risk_samples,
+            self.generation["max_new_tokens"],
+            self.likelihood,
+            speed.is_whole(self._trainer),
+        )
+        return loss * batch["weight"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Score a batch of the validation split."""

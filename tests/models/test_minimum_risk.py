@@ -1,0 +1,156 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+from litlab import speed
+from litlab.errors import BadInput
+from litlab.models import minimum_risk
+from litlab.models.minimum_risk import draw, expected_risk, score
+from litlab.models.t5_summarizer import T5Summarizer
+
+WORDS = ("", "", "red", "blue", "old", "new")  # of the tokens; 0 is padding, 1 ends a summary
+SIZES = {"vocab_size": len(WORDS), "d_model": 16}
+
+
+def t5() -> Any:
+    torch.manual_seed(0)
+    config = T5Config(**SIZES, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0, dropout_rate=0.0)
+    made = T5ForConditionalGeneration(config)
+    speed.speed_up(made)
+    return made
+
+
+def bart() -> Any:
+    torch.manual_seed(0)
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 1}
+    return BartForConditionalGeneration(BartConfig(**SIZES, **layers, **heads, **tokens, init_std=0.5))
+
+
+NETWORKS = pytest.mark.parametrize("network", [t5, bart])
+
+
+def decode(rows: Tensor) -> list[str]:
+    return [" ".join(WORDS[token] for token in row if token > 1) for row in rows.tolist()]
+
+
+def batch() -> dict[str, Any]:
+    """Two texts, of which one is padded."""
+    return {
+        "input_ids": torch.tensor([[2, 3, 4, 1], [5, 1, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "labels": torch.tensor([[2, 3, 1], [4, 1, -100]]),
+        "decode": decode,
+    }
+
+
+def encoded(network: Any, some: dict[str, Any]) -> Tensor:
+    return network.get_encoder()(input_ids=some["input_ids"], attention_mask=some["attention_mask"])[0]
+
+
+def log_likelihoods(network: Any, some: dict[str, Any], summaries: Tensor) -> Tensor:
+    """Of the tokens up to the end of each of the summaries, (texts, summaries)."""
+    found = []
+    for row in range(len(some["input_ids"])):
+        real = some["attention_mask"][row].bool()
+        text = some["input_ids"][row][real].expand(len(summaries), -1)
+        logits = network(input_ids=text, labels=summaries.clamp(min=0)).logits.log_softmax(dim=2)
+        chosen = logits.gather(2, summaries.clamp(min=0)[..., None])[..., 0]
+        found.append((chosen * (summaries >= 0)).sum(dim=1))
+    return torch.stack(found)
+
+
+def all_summaries() -> Tensor:
+    """Every summary of at most two tokens, -100 behind its end."""
+    ended = [[1, -100]]
+    return torch.tensor(ended + [[first, second] for first in (0, 2, 3, 4, 5) for second in range(len(WORDS))])
+
+
+@NETWORKS
+def test_summaries_are_drawn_with_the_networks_own_probabilities(network: Callable[[], Any]) -> None:
+    made, some, count = network(), batch(), 20_000
+    summaries = all_summaries()
+    with torch.no_grad():
+        expected = log_likelihoods(made, some, summaries).exp()
+    assert expected.sum(dim=1).tolist() == pytest.approx([1, 1], abs=1e-4), "nothing else can be drawn"
+    torch.manual_seed(1)
+    drawn = draw(made, encoded(made, some), some["attention_mask"], count, max_new_tokens=2, whole=True)
+    assert drawn.shape == (2 * count, 2)
+    for text, rows in enumerate(drawn.split(count)):
+        shares = torch.stack([(rows == summary.clamp(min=0)).all(dim=1).float().mean() for summary in summaries])
+        deviation = (expected[text] * (1 - expected[text]) / count).sqrt()
+        assert ((shares - expected[text]).abs() < 5 * deviation + 1e-5).all()
+
+
+@NETWORKS
+def test_the_loss_is_the_expected_risk_and_so_is_its_gradient(network: Callable[[], Any]) -> None:
+    made, some = network(), batch()
+    summaries = all_summaries()
+    texts = decode(summaries)
+    scores = torch.cat([score(texts, [target]) for target in decode(some["labels"].clamp(min=0))])  # (texts, summaries)
+    probabilities = log_likelihoods(made, some, summaries).exp()
+    exact = (probabilities * (1 - scores)).sum(dim=1).mean()
+    exact.backward()
+    expected = {name: value.grad.clone() for name, value in made.named_parameters() if value.grad is not None}
+    made.zero_grad()
+    torch.manual_seed(2)
+    found = expected_risk(made, some, count=20_000, max_new_tokens=2, likelihood=0.0, whole=True) / minimum_risk.SCALE
+    found.backward()
+    assert found.item() == pytest.approx(exact.item(), abs=0.005)
+    per_text = 2 / 5  # means over two texts, and over five tokens of targets
+    exact_gradient = torch.cat([value.flatten() for value in expected.values()]) * per_text
+    gradient = torch.cat([dict(made.named_parameters())[name].grad.flatten() for name in expected])
+    assert exact_gradient.norm() > 1e-3
+    assert torch.cosine_similarity(gradient, exact_gradient, dim=0) > 0.99
+    assert float(gradient.norm() / exact_gradient.norm()) == pytest.approx(1, abs=0.05)
+
+
+@NETWORKS
+def test_with_a_share_of_one_the_loss_is_that_of_the_targets(network: Callable[[], Any]) -> None:
+    made, some = network(), batch()
+    usual = made(**{name: some[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+    found = expected_risk(made, some, count=2, max_new_tokens=4, likelihood=1.0, whole=True)
+    assert found.item() == pytest.approx(usual.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_training_on_the_risk_alone_finds_the_targets(whole: bool) -> None:
+    made, some = t5(), batch()
+    optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(200):
+        loss = expected_risk(made, some, count=8, max_new_tokens=4, likelihood=0.0, whole=whole)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item() / minimum_risk.SCALE)
+    assert losses[0] > 0.5 and max(losses[-10:]) < 0.1
+    drawn = draw(made, encoded(made, some), some["attention_mask"], 1, max_new_tokens=4, whole=whole)
+    assert decode(drawn) == ["red blue", "old"]
+
+
+def test_scores_are_the_mean_of_rouge_1_and_l() -> None:
+    found = score(["red old", "blue red", "new", "old new"], ["red blue", "new old"])
+    # red of "red blue" is one of two words both ways; of "blue red" both words, but one in order; F 2/3; both words, one in order
+    assert found.tolist() == [pytest.approx([0.5, 0.75]), pytest.approx([2 / 3, 0.75])]
+
+
+def test_equal_summaries_have_nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, some = t5(), batch()
+    rows = some["labels"].clamp(min=0).repeat_interleave(3, dim=0)
+    monkeypatch.setattr(minimum_risk, "draw", lambda *arguments: rows)
+    loss = expected_risk(made, some, count=3, max_new_tokens=4, likelihood=0.0, whole=True)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    assert all(float(p.grad.abs().max()) < 1e-7 for p in made.parameters() if p.grad is not None)
+
+
+def test_one_summary_has_nothing_to_compare_with(tiny_t5: Path) -> None:
+    with pytest.raises(BadInput, match=r"^model.risk_samples=1: one summary has no other to be better than; draw at"):
+        T5Summarizer(str(tiny_t5), risk_samples=1)
