@@ -53,7 +53,8 @@ class Contest:
     def litlab(self) -> float:
         """`litlab fit`."""
         files = ["-c", "configs/experiment/t5_sum.yaml", f"--data.source={self.room}", "--checkpoint.monitor=null"]
-        files += ["--model.pretrained=null"]  # the peer begins with random weights as well
+        # the peer begins with random weights as well, and learns to write the targets
+        files += ["--model.pretrained=null", "--model.risk_samples=0"]
         epoch = [f"--data.batch_size={BATCH}", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"]
         return EXAMPLES / seconds_of_fit(*files, *epoch, f"--model.dropout={self.dropout}")
 

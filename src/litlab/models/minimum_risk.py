@@ -7,6 +7,7 @@ gradient whose baseline is the mean of the other summaries of the same text (Koo
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,35 +15,35 @@ from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from litlab.models.scores import rouge_scorer
-from litlab.models.t5_decoding import sample
+from litlab.models.t5_decoding import ends_of, sample
 
 NAMES = ("rouge1", "rougeL")  # whose mean counts
-SCALE = 10.0  # of the risk, a number of few hundredths, beside the likelihood of a token
+SCALE = 10.0  # of a risk, a number between 0 and 1, beside the likelihood of a target of many tokens
 
 
-def expected_risk(
-    network: Any, batch: dict[str, Any], count: int, max_new_tokens: int, likelihood: float, whole: bool
-) -> Tensor:
-    """The loss: ten times the expected risk, as what is drawn estimates it, and a share of the targets' negative log-likelihood.
+def expected_risk(network: Any, batch: dict[str, Any], chances: Tensor, likelihood: float, whole: bool) -> Tensor:
+    """The loss: ten times the risk that is expected of each text, and a share of its target's negative log-likelihood.
 
-    The share keeps the summaries sentences. What is drawn cannot be differentiated; the gradient is an unbiased estimate of the
-    risk's all the same, but for a factor: as the likelihood, it is a mean over the tokens of the targets.
+    The share keeps the summaries sentences. Both are sums over the texts, divided by the tokens of the targets. What is drawn
+    estimates the risk; its gradient, which cannot go through drawing, is estimated without bias by how much better each summary
+    is than the others.
 
     Args:
         network: an encoder-decoder.
         batch: `input_ids` and `attention_mask` (batch, length), `labels` (batch, target length), below 0 where a target has
             ended, and `decode`, which turns tokens into strings.
-        count: summaries drawn of each text, at least 2.
-        max_new_tokens: of each.
+        chances: what decides, (batch x at least 2 summaries of each text, longest summary); see `draw`.
         likelihood: the share, from 0 to 1.
         whole: whether litlab's own decoding can be used for a T5: not if its weights are sharded.
     """
     labels, mask, pad = batch["labels"], batch["attention_mask"], network.config.pad_token_id
+    count = len(chances) // len(labels)
     encoded = network.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)[0]
-    drawn = draw(network, encoded.detach(), mask, count, max_new_tokens, whole)
+    drawn = draw(network, encoded.detach(), mask, chances, whole)
     scores = score(batch["decode"](drawn), batch["decode"](labels.where(labels >= 0, pad))).to(labels.device)
     better = (scores - scores.mean(dim=1, keepdim=True)) * count / (count - 1)  # than the mean of the others
-    drawn = drawn.masked_fill(drawn == pad, -100)
+    ends = torch.isin(drawn, ends_of(network))
+    drawn = drawn.masked_fill(ends.cumsum(dim=1) > ends.long(), -100)  # behind its end
     length = max(drawn.shape[1], labels.shape[1])
     both = torch.cat([F.pad(tokens, (0, length - tokens.shape[1]), value=-100) for tokens in (drawn, labels)])
     encoded, mask = (torch.cat([tensor.repeat_interleave(count, dim=0), tensor]) for tensor in (encoded, mask))
@@ -54,31 +55,46 @@ def expected_risk(
     ).logits
     losses = F.cross_entropy(logits.flatten(0, 1).float(), both.flatten(), ignore_index=-100, reduction="none")
     of_drawn, of_targets = losses.view(both.shape).split([len(drawn), len(labels)])
-    tokens = (labels >= 0).sum()
-    way = (better.flatten()[:, None] * of_drawn).sum() / count / tokens  # has the risk's gradient, but not its value
-    risk = 1 - scores.mean() + way - way.detach()
-    return (1 - likelihood) * SCALE * risk + likelihood * of_targets.sum() / tokens
+    way = (better.flatten()[:, None] * of_drawn).sum() / count  # has the gradient of the risk, but not its value
+    risk = (1 - scores.mean(dim=1)).sum() + way - way.detach()
+    return ((1 - likelihood) * SCALE * risk + likelihood * of_targets.sum()) / (labels >= 0).sum()
+
+
+def chances_of(ids: Tensor, step: int, count: int, length: int) -> Tensor:
+    """What decides which summaries are drawn of some texts, (texts x count, length), between 0 and 1.
+
+    It is a function of the step and of each text, so that it does not matter which process draws, or beside which others.
+
+    Args:
+        ids: of the texts, (texts,).
+        step: of the optimizer.
+        count: summaries of each text.
+        length: tokens of the longest.
+    """
+    rows = [np.random.Generator(np.random.SFC64([step, number])).random((count, length)) for number in ids.tolist()]
+    return torch.from_numpy(np.concatenate(rows)).to(ids.device, torch.float32)
 
 
 @torch.no_grad()
-def draw(network: Any, encoded: Tensor, attention_mask: Tensor, count: int, max_new_tokens: int, whole: bool) -> Tensor:
-    """Summaries as tokens, (batch x count, at most max_new_tokens), those of a text behind each other.
+def draw(network: Any, encoded: Tensor, attention_mask: Tensor, chances: Tensor, whole: bool) -> Tensor:
+    """Summaries as tokens, (batch x summaries of each text, at most the longest), those of a text behind each other.
+
+    Other networks than a T5, and sharded ones, are asked to generate, and draw torch's random numbers, as dropout does.
 
     Args:
         network: as of `expected_risk`, as the other arguments.
         encoded: what its encoder has made of the texts, (batch, length, width).
         attention_mask: of the texts, (batch, length).
-        count: summaries of each text.
-        max_new_tokens: of each.
+        chances: see `expected_risk`.
         whole: see `expected_risk`.
     """
     if whole and type(network) is T5ForConditionalGeneration:
-        return sample(network, encoded, attention_mask, max_new_tokens, count)
+        return sample(network, encoded, attention_mask, chances)
     return network.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
         attention_mask=attention_mask,
-        max_new_tokens=max_new_tokens,
-        num_return_sequences=count,
+        max_new_tokens=chances.shape[1],
+        num_return_sequences=len(chances) // len(encoded),
         do_sample=True,
         top_k=0,
         num_beams=1,
@@ -86,6 +102,7 @@ def draw(network: Any, encoded: Tensor, attention_mask: Tensor, count: int, max_
         top_p=1.0,
         temperature=1.0,
         min_length=0,
+        repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         forced_eos_token_id=None,
     )[:, 1:]

@@ -113,7 +113,7 @@ def greedy(
     if input_ids.device.type == "cuda":
         return fixed_shapes(network, input_ids, attention_mask, max_new_tokens, no_repeat_ngram_size)
 
-    def choose(logits: Tensor, written: Tensor) -> Tensor:
+    def choose(logits: Tensor, written: Tensor, rows: Tensor) -> Tensor:
         if no_repeat_ngram_size:
             _ban_repeats(logits, written, no_repeat_ngram_size)
         return logits.argmax(dim=1)
@@ -123,34 +123,28 @@ def greedy(
 
 
 @torch.no_grad()
-def sample(
-    network: T5ForConditionalGeneration,
-    encoded: Tensor,
-    attention_mask: Tensor,
-    max_new_tokens: int,
-    count: int,
-) -> Tensor:
+def sample(network: T5ForConditionalGeneration, encoded: Tensor, attention_mask: Tensor, chances: Tensor) -> Tensor:
     """Several summaries of each text, every token drawn with the probability that the network gives it.
 
     Args:
         network: a T5.
         encoded: what its encoder has made of the texts, (batch, length, model width).
         attention_mask: 1 for real tokens, 0 for padding, (batch, length).
-        max_new_tokens: longest summary.
-        count: summaries of each text.
+        chances: what decides, evenly distributed between 0 and 1, (batch x summaries of a text, longest summary).
 
     Returns:
-        Summaries as tokens, (batch x count, at most max_new_tokens), those of a text behind each other, padded behind their ends.
+        Summaries as tokens, (batch x summaries of a text, at most the longest), padded behind their ends.
     """
 
-    def choose(logits: Tensor, written: Tensor) -> Tensor:
-        # a tenth of the time of torch.multinomial, which draws a number for each token that there is
+    def choose(logits: Tensor, written: Tensor, rows: Tensor) -> Tensor:
+        # torch.multinomial draws a number for each token that there is, which takes ten times as long
         sums = logits.softmax(dim=1).cumsum(dim=1)
-        drawn = torch.rand(len(sums), 1, device=sums.device) * sums[:, -1:]
+        drawn = chances[rows, written.shape[1] - 1, None] * sums[:, -1:]
         return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
 
+    count, limit = len(chances) // len(encoded), chances.shape[1]
     encoded, attention_mask = (tensor.repeat_interleave(count, dim=0) for tensor in (encoded, attention_mask))
-    return _write(network, encoded, attention_mask, max_new_tokens, choose)
+    return _write(network, encoded, attention_mask, limit, choose)
 
 
 def _write(
@@ -158,7 +152,7 @@ def _write(
     encoded: Tensor,
     attention_mask: Tensor,
     max_new_tokens: int,
-    choose: Callable[[Tensor, Tensor], Tensor],
+    choose: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Summaries, token by token, (batch, at most max_new_tokens).
 
@@ -167,7 +161,8 @@ def _write(
         encoded: what its encoder has made of the texts, (batch, length, model width).
         attention_mask: as of `greedy`.
         max_new_tokens: as of `greedy`.
-        choose: makes the next tokens, (batch,), of their logits, (batch, vocabulary), and the tokens up to there.
+        choose: makes the next tokens, (rows,), of their logits, (rows, vocabulary), the tokens up to there, and which rows of
+            the batch these are.
     """
     device, config = encoded.device, network.config
     decoder: Any = network.decoder
@@ -191,7 +186,7 @@ def _write(
         if config.scale_decoder_outputs:
             hidden = hidden * config.d_model**-0.5
         logits = F.linear(hidden[:, 0].to(dtype), head).float()
-        chosen = choose(logits, tokens[rows, : position + 1]).masked_fill(ended, pad)
+        chosen = choose(logits, tokens[rows, : position + 1], rows).masked_fill(ended, pad)
         tokens[rows, position + 1] = chosen
         ended |= torch.isin(chosen, ends)
         left = len(rows) - int(ended.sum())

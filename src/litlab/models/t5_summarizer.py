@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from litlab import pretrained, speed
 from litlab.errors import BadInput
 from litlab.models import optimizer
-from litlab.models.minimum_risk import expected_risk
+from litlab.models.minimum_risk import chances_of, expected_risk
 from litlab.models.scores import SummarizationScores
 from litlab.models.t5 import check_heads, new_t5
 from litlab.models.t5_decoding import ends_of, greedy
@@ -134,14 +134,9 @@ class T5Summarizer(LightningModule):
         """The loss of one slice of a global batch, weighted so that slices average to the mean over the batch's tokens."""
         if not self.risk_samples:
             return self(batch) * batch["weight"]
-        loss = expected_risk(
-            self.network,
-            batch,
-            self.risk_samples,
-            self.generation["max_new_tokens"],
-            self.likelihood,
-            speed.is_whole(self._trainer),
-        )
+        limit = self.generation["max_new_tokens"]
+        chances = chances_of(batch["id"], self.global_step, self.risk_samples, limit)
+        loss = expected_risk(self.network, batch, chances, self.likelihood, speed.is_whole(self._trainer))
         return loss * batch["weight"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
