@@ -18,6 +18,7 @@ from litlab.models.scores import rouge_scorer
 from litlab.models.t5_decoding import ends_of, sample
 
 NAMES = ("rouge1", "rougeL")  # whose mean counts
+PARTS = 4  # into which the summaries of a batch are divided by length: drawn ones are of any
 SCALE = 10.0  # of a risk, a number between 0 and 1, beside the likelihood of a target of many tokens
 
 
@@ -46,18 +47,38 @@ def expected_risk(network: Any, batch: dict[str, Any], chances: Tensor, likeliho
     drawn = drawn.masked_fill(ends.cumsum(dim=1) > ends.long(), -100)  # behind its end
     length = max(drawn.shape[1], labels.shape[1])
     both = torch.cat([F.pad(tokens, (0, length - tokens.shape[1]), value=-100) for tokens in (drawn, labels)])
-    encoded, mask = (torch.cat([tensor.repeat_interleave(count, dim=0), tensor]) for tensor in (encoded, mask))
-    logits = network(
-        encoder_outputs=(encoded,),
-        attention_mask=mask,
-        decoder_input_ids=network.prepare_decoder_input_ids_from_labels(labels=both),
-        use_cache=False,
-    ).logits
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), both.flatten(), ignore_index=-100, reduction="none")
-    of_drawn, of_targets = losses.view(both.shape).split([len(drawn), len(labels)])
-    way = (better.flatten()[:, None] * of_drawn).sum() / count  # has the gradient of the risk, but not its value
+    texts = torch.arange(len(labels), device=labels.device)
+    losses = _losses(network, encoded, mask, torch.cat([texts.repeat_interleave(count), texts]), both)
+    of_drawn, of_targets = losses.split([len(drawn), len(labels)])
+    way = better.flatten() @ of_drawn / count  # has the gradient of the risk, but not its value
     risk = (1 - scores.mean(dim=1)).sum() + way - way.detach()
     return ((1 - likelihood) * SCALE * risk + likelihood * of_targets.sum()) / (labels >= 0).sum()
+
+
+def _losses(network: Any, encoded: Tensor, mask: Tensor, texts: Tensor, summaries: Tensor) -> Tensor:
+    """The negative log-likelihood of each summary, (summaries,); they are sorted by length into parts, for little padding.
+
+    Args:
+        network: as of `expected_risk`.
+        encoded: what its encoder has made of the texts, (batch, length, width).
+        mask: of the texts, (batch, length).
+        texts: which of them each summary is of, (summaries,).
+        summaries: tokens, (summaries, longest), below 0 behind their ends.
+    """
+    lengths = (summaries >= 0).sum(dim=1)
+    order = lengths.argsort()
+    losses = []
+    for rows in order.chunk(PARTS):
+        labels, of = summaries[rows, : lengths[rows[-1]]], texts[rows]
+        logits = network(
+            encoder_outputs=(encoded[of],),
+            attention_mask=mask[of],
+            decoder_input_ids=network.prepare_decoder_input_ids_from_labels(labels=labels),
+            use_cache=False,
+        ).logits
+        each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
+        losses.append(each.view(labels.shape).sum(dim=1))
+    return torch.cat(losses)[order.argsort()]
 
 
 def chances_of(ids: Tensor, step: int, count: int, length: int) -> Tensor:
