@@ -34,6 +34,7 @@ OPTIONS = {
     "t5_sum": [
         "--model.pretrained=null",
         "--model.risk_samples=0",
+        "--model.learning_rate=2e-4",
         "--trainer.max_epochs=1",
         "--trainer.limit_train_batches=250",
         "--model.dropout=0.1",

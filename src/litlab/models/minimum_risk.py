@@ -4,6 +4,8 @@ It minimizes the expected risk, which is 1 minus ROUGE (Shen et al., 2016; for h
 gradient whose baseline is the mean of the other summaries of the same text (Kool et al., 2019).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -11,23 +13,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import T5ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import GenerationConfig, T5ForConditionalGeneration
 
 from litlab.models.scores import rouge_scorer
 from litlab.models.t5_decoding import ends_of, sample
 
 NAMES = ("rouge1", "rougeL")  # whose mean counts
 PARTS = 4  # into which the summaries of a batch are divided by length: drawn ones are of any
-SCALE = 10.0  # of a risk, a number between 0 and 1, beside the likelihood of a target of many tokens
+# of a risk, a number between 0 and 1, beside the likelihood of a target of many tokens; among the tokens of a batch of short
+# targets it weighs more than among those of long ones
+SCALE = 10.0
 
 
 def expected_risk(network: Any, batch: dict[str, Any], chances: Tensor, likelihood: float, whole: bool) -> Tensor:
     """The loss: ten times the risk that is expected of each text, and a share of its target's negative log-likelihood.
 
-    The share keeps the summaries sentences. Both are sums over the texts, divided by the tokens of the targets. What is drawn
-    estimates the risk; its gradient, which cannot go through drawing, is estimated without bias by how much better each summary
-    is than the others.
+    The share keeps the summaries sentences. Both are sums over the texts, divided by the tokens of the targets. What is drawn, in
+    evaluation mode, estimates the risk; its gradient, which cannot go through drawing, is estimated by how much better each
+    summary is than the others, without bias unless there is dropout.
 
     Args:
         network: an encoder-decoder.
@@ -39,18 +42,18 @@ def expected_risk(network: Any, batch: dict[str, Any], chances: Tensor, likeliho
     """
     labels, mask, pad = batch["labels"], batch["attention_mask"], network.config.pad_token_id
     count = len(chances) // len(labels)
-    encoded = network.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)[0]
-    drawn = draw(network, encoded.detach(), mask, chances, whole)
+    drawn = draw(network, batch["input_ids"], mask, chances, whole)
     scores = score(batch["decode"](drawn), batch["decode"](labels.where(labels >= 0, pad))).to(labels.device)
     better = (scores - scores.mean(dim=1, keepdim=True)) * count / (count - 1)  # than the mean of the others
     ends = torch.isin(drawn, ends_of(network))
     drawn = drawn.masked_fill(ends.cumsum(dim=1) > ends.long(), -100)  # behind its end
     length = max(drawn.shape[1], labels.shape[1])
     both = torch.cat([F.pad(tokens, (0, length - tokens.shape[1]), value=-100) for tokens in (drawn, labels)])
+    encoded = network.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)[0]
     texts = torch.arange(len(labels), device=labels.device)
     losses = _losses(network, encoded, mask, torch.cat([texts.repeat_interleave(count), texts]), both)
     of_drawn, of_targets = losses.split([len(drawn), len(labels)])
-    way = better.flatten() @ of_drawn / count  # has the gradient of the risk, but not its value
+    way = (better.flatten() * of_drawn).sum() / count  # has the gradient of the risk, but not its value
     risk = (1 - scores.mean(dim=1)).sum() + way - way.detach()
     return ((1 - likelihood) * SCALE * risk + likelihood * of_targets.sum()) / (labels >= 0).sum()
 
@@ -68,7 +71,8 @@ def _losses(network: Any, encoded: Tensor, mask: Tensor, texts: Tensor, summarie
     lengths = (summaries >= 0).sum(dim=1)
     order = lengths.argsort()
     losses = []
-    for rows in order.chunk(PARTS):
+    parts = min(PARTS, len(summaries) // mask.shape[0])  # as many on each process, which sharded networks need
+    for rows in order.tensor_split(parts):
         labels, of = summaries[rows, : lengths[rows[-1]]], texts[rows]
         logits = network(
             encoder_outputs=(encoded[of],),
@@ -92,41 +96,53 @@ def chances_of(ids: Tensor, step: int, count: int, length: int) -> Tensor:
         count: summaries of each text.
         length: tokens of the longest.
     """
-    rows = [np.random.Generator(np.random.SFC64([step, number])).random((count, length)) for number in ids.tolist()]
-    return torch.from_numpy(np.concatenate(rows)).to(ids.device, torch.float32)
+    generators = (np.random.Generator(np.random.SFC64([step, number])) for number in ids.tolist())
+    rows = [generator.random((count, length), dtype=np.float32) for generator in generators]
+    return torch.from_numpy(np.concatenate(rows)).to(ids.device)
 
 
 @torch.no_grad()
-def draw(network: Any, encoded: Tensor, attention_mask: Tensor, chances: Tensor, whole: bool) -> Tensor:
+def draw(network: Any, input_ids: Tensor, attention_mask: Tensor, chances: Tensor, whole: bool) -> Tensor:
     """Summaries as tokens, (batch x summaries of each text, at most the longest), those of a text behind each other.
 
     Other networks than a T5, and sharded ones, are asked to generate, and draw torch's random numbers, as dropout does.
 
     Args:
         network: as of `expected_risk`, as the other arguments.
-        encoded: what its encoder has made of the texts, (batch, length, width).
+        input_ids: texts as tokens, (batch, length).
         attention_mask: of the texts, (batch, length).
         chances: see `expected_risk`.
         whole: see `expected_risk`.
     """
-    if whole and type(network) is T5ForConditionalGeneration:
-        return sample(network, encoded, attention_mask, chances)
-    return network.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-        attention_mask=attention_mask,
-        max_new_tokens=chances.shape[1],
-        num_return_sequences=len(chances) // len(encoded),
-        do_sample=True,
-        top_k=0,
-        num_beams=1,
-        # a pretrained model's own settings would be another distribution than the one that is trained
-        top_p=1.0,
-        temperature=1.0,
-        min_length=0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        forced_eos_token_id=None,
-    )[:, 1:]
+    with _evaluating(network):
+        if whole and type(network) is T5ForConditionalGeneration:
+            return sample(network, input_ids, attention_mask, chances)
+        own = network.generation_config
+        names = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
+        # a pretrained model's other settings would be another distribution than the one that is trained
+        network.generation_config = GenerationConfig(
+            **{name: getattr(own, name) for name in names},
+            max_new_tokens=chances.shape[1],
+            num_return_sequences=len(chances) // len(input_ids),
+            do_sample=True,
+            top_k=0,
+        )
+        try:
+            return network.generate(input_ids=input_ids, attention_mask=attention_mask)[:, 1:]
+        finally:
+            network.generation_config = own
+
+
+@contextmanager
+def _evaluating(network: Any) -> Iterator[None]:
+    """Without dropout."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def score(summaries: list[str], targets: list[str]) -> Tensor:

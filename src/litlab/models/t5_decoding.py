@@ -123,12 +123,12 @@ def greedy(
 
 
 @torch.no_grad()
-def sample(network: T5ForConditionalGeneration, encoded: Tensor, attention_mask: Tensor, chances: Tensor) -> Tensor:
+def sample(network: T5ForConditionalGeneration, input_ids: Tensor, attention_mask: Tensor, chances: Tensor) -> Tensor:
     """Several summaries of each text, every token drawn with the probability that the network gives it.
 
     Args:
-        network: a T5.
-        encoded: what its encoder has made of the texts, (batch, length, model width).
+        network: a T5 in evaluation mode.
+        input_ids: texts as tokens, (batch, length).
         attention_mask: 1 for real tokens, 0 for padding, (batch, length).
         chances: what decides, evenly distributed between 0 and 1, (batch x summaries of a text, longest summary).
 
@@ -142,9 +142,8 @@ def sample(network: T5ForConditionalGeneration, encoded: Tensor, attention_mask:
         drawn = chances[rows, written.shape[1] - 1, None] * sums[:, -1:]
         return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
 
-    count, limit = len(chances) // len(encoded), chances.shape[1]
-    encoded, attention_mask = (tensor.repeat_interleave(count, dim=0) for tensor in (encoded, attention_mask))
-    return _write(network, encoded, attention_mask, limit, choose)
+    encoded = network.encoder(input_ids, attention_mask).last_hidden_state
+    return _write(network, encoded, attention_mask, chances.shape[1], choose, len(chances) // len(encoded))
 
 
 def _write(
@@ -153,8 +152,9 @@ def _write(
     attention_mask: Tensor,
     max_new_tokens: int,
     choose: Callable[[Tensor, Tensor, Tensor], Tensor],
+    count: int = 1,
 ) -> Tensor:
-    """Summaries, token by token, (batch, at most max_new_tokens).
+    """Summaries, token by token, (batch x count, at most max_new_tokens).
 
     Args:
         network: as of `greedy`.
@@ -162,7 +162,8 @@ def _write(
         attention_mask: as of `greedy`.
         max_new_tokens: as of `greedy`.
         choose: makes the next tokens, (rows,), of their logits, (rows, vocabulary), the tokens up to there, and which rows of
-            the batch these are.
+            the summaries these are.
+        count: summaries of each text.
     """
     device, config = encoded.device, network.config
     decoder: Any = network.decoder
@@ -173,10 +174,15 @@ def _write(
     biases = _biases(network, max_new_tokens, dtype)
     head = network.lm_head.weight.to(dtype)
     real = (attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min
+    if count > 1:
+        again = torch.arange(len(encoded), device=device).repeat_interleave(count)
+        real = real[again]
+        for layer in layers:
+            layer.keep(again)
     # tokens of all summaries, beginning with the decoder's start; `rows` are those that are still written
-    tokens = torch.full((len(encoded), max_new_tokens + 1), pad, device=device)
+    tokens = torch.full((len(real), max_new_tokens + 1), pad, device=device)
     tokens[:, 0] = _start_of(network)
-    rows = torch.arange(len(encoded), device=device)
+    rows = torch.arange(len(real), device=device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for position in range(max_new_tokens):
         hidden = decoder.embed_tokens(tokens[rows, position, None])

@@ -43,7 +43,8 @@ class T5Summarizer(LightningModule):
         encoder_repetition_penalty: of beam search; above 1 favours the tokens of the text (its prefix and end among them), whose
             log-probabilities are divided by it.
         risk_samples: 0: learn to write the targets (maximum likelihood); from 2 on: draw as many summaries of each text and
-            learn to write those that score better (minimum risk, models/minimum_risk.py).
+            learn to write those that score better in ROUGE, which sees the letters a to z and digits only (minimum risk,
+            models/minimum_risk.py); random weights score too little to learn so.
         likelihood: share of maximum likelihood in the loss of minimum risk training.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on the weight matrices.
@@ -121,6 +122,10 @@ class T5Summarizer(LightningModule):
             # what T5 and BART call it
             changes = {} if self.dropout is None else {"dropout_rate": self.dropout, "dropout": self.dropout}
             self.network = pretrained.load_model(AutoModelForSeq2SeqLM, self.pretrained, **changes)
+            if self.risk_samples and not hasattr(self.network, "prepare_decoder_input_ids_from_labels"):
+                raise BadInput(
+                    f"model.risk_samples={self.risk_samples}: a {type(self.network).__name__} cannot be trained so; set it to 0."
+                )
             speed.speed_up(self.network)
             return
         self.network = new_t5(**self.sizes, dropout=self.dropout or 0.0, vocab_size=self.vocab_size)
