@@ -217,6 +217,23 @@ def test_uneven_micro_batches_draw_what_the_whole_batch_draws(folder: Path, tiny
     compare_slices(*build(folder, tiny_t5, max_new_tokens=6, risk_samples=2), slices)
 
 
+def test_the_first_steps_learn_the_targets_and_the_others_the_risk(folder: Path, tiny_t5: Path) -> None:
+    settings = {"max_new_tokens": 6, "learning_rate": 1e-9, "likelihood": 0.0}
+    losses = {}
+    for name, more in {
+        "targets": {},
+        "both": {"risk_samples": 2, "risk_after": 0.5},
+        "risk": {"risk_samples": 2},
+    }.items():
+        model, data = build(folder, tiny_t5, **settings, **more)
+        log: list[float] = []
+        model.on_train_batch_end = lambda outputs, *unused, log=log: log.append(float(outputs["loss"]))
+        trainer(max_steps=4, max_epochs=-1, limit_val_batches=0).fit(model.train(), data)
+        losses[name] = log
+    assert losses["both"] == pytest.approx(losses["targets"][:2] + losses["risk"][2:], abs=1e-4)
+    assert min(abs(one - other) for one, other in zip(losses["targets"], losses["risk"], strict=True)) > 0.1
+
+
 def compare_slices(model: T5Summarizer, data: Summarization, slices: int) -> None:
     def gradients(accumulate: int) -> tuple[float, list[torch.Tensor]]:
         data.trainer = trainer(accumulate_grad_batches=accumulate)

@@ -45,6 +45,7 @@ class T5Summarizer(LightningModule):
         risk_samples: 0: learn to write the targets (maximum likelihood); from 2 on: draw as many summaries of each text and
             learn to write those that score better in ROUGE, which sees the letters a to z and digits only (minimum risk,
             models/minimum_risk.py); random weights score too little to learn so.
+        risk_after: share of all steps that come first and learn the targets all the same, as texts of a new kind need.
         likelihood: share of maximum likelihood in the loss of minimum risk training.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on the weight matrices.
@@ -67,6 +68,7 @@ class T5Summarizer(LightningModule):
         no_repeat_ngram_size: NonNegativeInt = 0,
         encoder_repetition_penalty: PositiveFloat = 1.0,
         risk_samples: NonNegativeInt = 0,
+        risk_after: optimizer.Fraction = 0.0,
         likelihood: optimizer.Fraction = 0.1,
         learning_rate: PositiveFloat = 2e-4,
         weight_decay: NonNegativeFloat = 0.01,
@@ -103,7 +105,8 @@ class T5Summarizer(LightningModule):
             "repetition_penalty": 1.0,
             "forced_eos_token_id": None,  # BART's would hide that a summary was cut
         } | ({"length_penalty": length_penalty} if num_beams > 1 else {})
-        self.risk_samples, self.likelihood = risk_samples, likelihood
+        self.risk_samples, self.risk_after, self.likelihood = risk_samples, risk_after, likelihood
+        self.first_risk_step = 0.0
         self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
             learning_rate,
             weight_decay,
@@ -135,9 +138,14 @@ class T5Summarizer(LightningModule):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         return self.network(**inputs).loss
 
+    def on_train_start(self) -> None:
+        """Divide the steps between the targets and the risk."""
+        if self.risk_after:
+            self.first_risk_step = self.risk_after * self.trainer.estimated_stepping_batches
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of one slice of a global batch, weighted so that slices average to the mean over the batch's tokens."""
-        if not self.risk_samples:
+        if not self.risk_samples or self.global_step < self.first_risk_step:
             return self(batch) * batch["weight"]
         limit = self.generation["max_new_tokens"]
         chances = chances_of(batch["id"], self.global_step, self.risk_samples, limit)
