@@ -85,13 +85,40 @@ def test_what_resembles_the_splits_that_scores_come_from_is_left_out(tmp_path: P
 
 
 def test_every_package_is_pinned_and_none_is_one_that_scores_come_from() -> None:
-    listed = [line.split() for line in documentation.LISTED.read_text().splitlines() if not line.startswith("#")]
-    assert len(listed) > 300
-    for name, sha256, licence in listed:
+    files = (documentation.LISTED, documentation.FOR_PAIRS)
+    listed = [line.split() for file in files for line in file.read_text().splitlines() if not line.startswith("#")]
+    assert len(listed) > 1000
+    permissive = {"Apache-2.0", "MIT", "MIT-0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "ISC", "0BSD", "Unlicense"}
+    for name, sha256, licences in listed:
         assert name.endswith("-none-any.whl") and len(sha256) == 64
-        assert licence in ("Apache-2.0", "MIT", "MIT-0", "BSD", "Unlicense")
+        assert permissive.issuperset(licences.split("-AND-"))
+    projects = [package.name.lower() for file in files for package in documentation.packages(file)]
+    assert len(set(projects)) == len(projects)
     kept_apart = {package.name for split in ("validation", "test") for package in docstrings.PACKAGES[split]}
-    assert kept_apart and not kept_apart & {package.name for package in documentation.packages()}
+    assert kept_apart and not kept_apart & set(projects)
+
+
+def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        documentation,
+        "packages",
+        lambda listed=documentation.LISTED: [documentation.Package("project", "1.0", listed.name, "0" * 64)],
+    )
+    boat, clock, river = (f"Describe {number} things." for number in ("one", "two", "three"))
+    of_wheels = {
+        documentation.LISTED.name: ([[BOATS]], [(BOATS, boat), (CLOCKS, clock), (f"{BOATS}  ", river)]),
+        documentation.FOR_PAIRS.name: ([[HIDDEN]], [(CLOCKS, river), (RIVERS, river), (HIDDEN, "[Required] A tram.")]),
+    }
+    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels: [of_wheels[wheel.wheel] for wheel in wheels])
+    assert documentation.pairs().to_pylist() == [
+        {"text": BOATS, "summary": boat},
+        {"text": CLOCKS, "summary": clock},
+        {"text": RIVERS, "summary": river},
+    ]
+    assert documentation.texts()["text"].to_pylist() == [BOATS]
+    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels: pytest.fail("read again"))
+    assert documentation.pairs().num_rows == 3
 
 
 def gaps_in(monkeypatch: pytest.MonkeyPatch, *documents: str) -> list[tuple[str, str]]:

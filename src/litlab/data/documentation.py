@@ -16,11 +16,12 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import pyarrow
@@ -47,6 +48,7 @@ from litlab.errors import BadInput
 
 CLEANING = 2  # raise it whenever the same wheels would give other texts, pairs or gap sentences
 LISTED = Path(__file__).with_name("documentation_packages.txt")
+FOR_PAIRS = Path(__file__).with_name("documentation_pairs_packages.txt")  # of which texts() reads nothing
 MIN_WORDS = 6  # of a paragraph
 MIN_PAIR_WORDS = 12  # of what follows a first sentence; fewer than in docstrings, for twice as many pairs
 MAX_SHARED = 0.2  # of a paragraph's five-word sequences with those of a split that scores are computed on
@@ -74,9 +76,9 @@ TAG = re.compile(r"<[^<>]{1,200}>")
 Pair = tuple[str, str]
 
 
-def packages() -> list[Package]:
-    """The wheels, which `documentation_packages.txt` lists with their licences."""
-    lines = (line.split() for line in LISTED.read_text().splitlines() if not line.startswith("#"))
+def packages(listed: Path = LISTED) -> list[Package]:
+    """The wheels, which a file lists with their licences."""
+    lines = (line.split() for line in listed.read_text().splitlines() if not line.startswith("#"))
     return [package_of(wheel, sha256) for wheel, sha256, *_ in lines]
 
 
@@ -101,7 +103,16 @@ def pairs() -> pyarrow.Table:
     Raises:
         BadInput: if a wheel cannot be had or the cache cannot be written.
     """
-    return pyarrow.parquet.read_table(_built() / "pairs.parquet")
+    wheels = packages(FOR_PAIRS)
+    names = hashlib.sha256(repr((key(), [wheel.sha256 for wheel in wheels])).encode()).hexdigest()[:16]
+    file = catalog.cache_folder() / "documentation_pairs" / f"{names}.parquet"
+    with _build_once(file) as scratch:
+        if scratch:
+            first = pyarrow.parquet.read_table(_built() / "pairs.parquet").select(["text", "summary"])
+            known = zip(*(column.to_pylist() for column in first.columns), strict=True)
+            more = (pair for _, of_wheel in _read_wheels(wheels) for pair in of_wheel)
+            pyarrow.parquet.write_table(_table_of(list(_without_repeats(chain(known, more)))), scratch)
+    return pyarrow.parquet.read_table(file)
 
 
 def gap_sentences() -> pyarrow.Table:
@@ -159,41 +170,50 @@ def _gap_in(passage: list[str]) -> Pair | None:
 
 def _built() -> Path:
     folder = catalog.cache_folder() / "documentation" / key()
-    if multiprocessing.parent_process() and not folder.exists():
-        # the processes that read the wheels run such a script again, and would wait for their parent for ever
-        raise BadInput("a script that prepares data needs `if __name__ == '__main__':` around what it does.")
-    with catalog.build_once(folder, "caching the documentation") as scratch:
+    with _build_once(folder) as scratch:
         if scratch:
-            documents, found = _read_wheels()
+            documents: list[str] = []
+            found: list[Pair] = []
+            seen: set[bytes] = set()
+            for paragraphs_of_files, of_wheel in _read_wheels(packages()):
+                found += of_wheel
+                for paragraphs in paragraphs_of_files:
+                    if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
+                        documents.append("\n".join(fresh))
             scratch.mkdir()
             pyarrow.parquet.write_table(pyarrow.table({"text": documents}), scratch / "texts.parquet")
-            pyarrow.parquet.write_table(_table_of(found), scratch / "pairs.parquet")
+            pyarrow.parquet.write_table(_table_of(list(_without_repeats(found))), scratch / "pairs.parquet")
     return folder
 
 
-def _read_wheels() -> tuple[list[str], list[Pair]]:
+def _build_once(target: Path) -> AbstractContextManager[Path | None]:
+    if multiprocessing.parent_process() and not target.exists():
+        # the processes that read the wheels run such a script again, and would wait for their parent for ever
+        raise BadInput("a script that prepares data needs `if __name__ == '__main__':` around what it does.")
+    return catalog.build_once(target, "caching the documentation")
+
+
+def _read_wheels(wheels: list[Package]) -> Iterator[tuple[list[list[str]], list[Pair]]]:
+    """What `read_wheel` gives of each, in their order."""
     docstrings.table()  # made here and not by each process
     with ThreadPoolExecutor(4) as threads:
-        wheels = list(progress(threads.map(catalog.fetch, packages()), "fetching", unit="package"))
-    documents: list[str] = []
-    found: list[Pair] = []
-    seen: set[bytes] = set()
-    times: Counter[str] = Counter()
+        paths = list(progress(threads.map(catalog.fetch, wheels), "fetching", unit="package"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # not forked: this process has threads
     context = multiprocessing.get_context("spawn")
     with _one_sentence(), ProcessPoolExecutor(min(cores, MAX_PROCESSES), context) as processes:
-        of_wheels = processes.map(read_wheel, wheels)
-        for paragraphs_of_files, of_wheel in progress(of_wheels, "reading documentation (once)", unit="package"):
-            for paragraphs in paragraphs_of_files:
-                if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
-                    documents.append("\n".join(fresh))
-            for source, target in of_wheel:
-                times[target] += 1
-                wanted = times[target] <= MAX_SAME_TARGET and _is_new(f"pair {source}", seen)
-                if wanted and not target.startswith("["):  # "[Required] Gets the name of this", thousands of times
-                    found.append((source, target))
-    return documents, found
+        yield from progress(processes.map(read_wheel, paths), "reading documentation (once)", unit="package")
+
+
+def _without_repeats(found: Iterable[Pair]) -> Iterator[Pair]:
+    """Drop texts that came before, and first sentences that came often."""
+    times: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    for source, target in found:
+        times[target] += 1
+        wanted = times[target] <= MAX_SAME_TARGET and _is_new(source, seen)
+        if wanted and not target.startswith("["):  # "[Required] Gets the name of this", thousands of times
+            yield source, target
 
 
 @contextmanager
