@@ -82,9 +82,9 @@ def packages(listed: Path = LISTED) -> list[Package]:
     return [package_of(wheel, sha256) for wheel, sha256, *_ in lines]
 
 
-def key() -> str:
-    """Names this data set: changes with any package and with the cleaning."""
-    wheels = [package.sha256 for package in packages()]
+def key(*listed: Path) -> str:
+    """Names what the wheels of these lists give: changes with any package and with the cleaning."""
+    wheels = [package.sha256 for file in listed or (LISTED,) for package in packages(file)]
     return hashlib.sha256(repr((CLEANING, docstrings.key(), wheels)).encode()).hexdigest()[:16]
 
 
@@ -103,14 +103,12 @@ def pairs() -> pyarrow.Table:
     Raises:
         BadInput: if a wheel cannot be had or the cache cannot be written.
     """
-    wheels = packages(FOR_PAIRS)
-    names = hashlib.sha256(repr((key(), [wheel.sha256 for wheel in wheels])).encode()).hexdigest()[:16]
-    file = catalog.cache_folder() / "documentation_pairs" / f"{names}.parquet"
+    file = catalog.cache_folder() / "documentation_pairs" / f"{key(LISTED, FOR_PAIRS)}.parquet"
     with _build_once(file) as scratch:
         if scratch:
             first = pyarrow.parquet.read_table(_built() / "pairs.parquet").select(["text", "summary"])
             known = zip(*(column.to_pylist() for column in first.columns), strict=True)
-            more = (pair for _, of_wheel in _read_wheels(wheels) for pair in of_wheel)
+            more = (pair for _, of_wheel in _read_wheels(packages(FOR_PAIRS)) for pair in of_wheel)
             pyarrow.parquet.write_table(_table_of(list(_without_repeats(chain(known, more)))), scratch)
     return pyarrow.parquet.read_table(file)
 
