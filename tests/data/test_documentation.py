@@ -110,14 +110,16 @@ def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatc
         documentation.LISTED.name: ([[BOATS]], [(BOATS, boat), (CLOCKS, clock), (f"{BOATS}  ", river)]),
         documentation.FOR_PAIRS.name: ([[HIDDEN]], [(CLOCKS, river), (RIVERS, river), (HIDDEN, "[Required] A tram.")]),
     }
-    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels: [of_wheels[wheel.wheel] for wheel in wheels])
+    monkeypatch.setattr(
+        documentation, "_read_wheels", lambda wheels, whole: [of_wheels[wheel.wheel] for wheel in wheels]
+    )
     assert documentation.pairs().to_pylist() == [
         {"text": BOATS, "summary": boat},
         {"text": CLOCKS, "summary": clock},
         {"text": RIVERS, "summary": river},
     ]
     assert documentation.texts()["text"].to_pylist() == [BOATS]
-    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels: pytest.fail("read again"))
+    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels, whole: pytest.fail("read again"))
     assert documentation.pairs().num_rows == 3
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def texts() -> pyarrow.Table:
 
 
 def pairs() -> pyarrow.Table:
-    """First sentences in the column summary, what follows them in the column text.
+    """First sentences in the column summary, what follows them in the column text, out of the wheels of both lists.
 
     Raises:
         BadInput: if a wheel cannot be had or the cache cannot be written.
@@ -108,7 +108,7 @@ def pairs() -> pyarrow.Table:
         if scratch:
             first = pyarrow.parquet.read_table(_built() / "pairs.parquet").select(["text", "summary"])
             known = zip(*(column.to_pylist() for column in first.columns), strict=True)
-            more = (pair for _, of_wheel in _read_wheels(packages(FOR_PAIRS)) for pair in of_wheel)
+            more = (pair for _, of_wheel in _read_wheels(packages(FOR_PAIRS), whole=False) for pair in of_wheel)
             pyarrow.parquet.write_table(_table_of(list(_without_repeats(chain(known, more)))), scratch)
     return pyarrow.parquet.read_table(file)
 
@@ -173,7 +173,7 @@ def _built() -> Path:
             documents: list[str] = []
             found: list[Pair] = []
             seen: set[bytes] = set()
-            for paragraphs_of_files, of_wheel in _read_wheels(packages()):
+            for paragraphs_of_files, of_wheel in _read_wheels(packages(), whole=True):
                 found += of_wheel
                 for paragraphs in paragraphs_of_files:
                     if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
@@ -191,7 +191,7 @@ def _build_once(target: Path) -> AbstractContextManager[Path | None]:
     return catalog.build_once(target, "caching the documentation")
 
 
-def _read_wheels(wheels: list[Package]) -> Iterator[tuple[list[list[str]], list[Pair]]]:
+def _read_wheels(wheels: list[Package], whole: bool) -> Iterator[tuple[list[list[str]], list[Pair]]]:
     """What `read_wheel` gives of each, in their order."""
     docstrings.table()  # made here and not by each process
     with ThreadPoolExecutor(4) as threads:
@@ -200,7 +200,9 @@ def _read_wheels(wheels: list[Package]) -> Iterator[tuple[list[list[str]], list[
     # not forked: this process has threads
     context = multiprocessing.get_context("spawn")
     with _one_sentence(), ProcessPoolExecutor(min(cores, MAX_PROCESSES), context) as processes:
-        yield from progress(processes.map(read_wheel, paths), "reading documentation (once)", unit="package")
+        yield from progress(
+            processes.map(partial(read_wheel, whole=whole), paths), "reading documentation (once)", unit="package"
+        )
 
 
 def _without_repeats(found: Iterable[Pair]) -> Iterator[Pair]:
@@ -237,14 +239,17 @@ def _is_new(text: str, seen: set[bytes]) -> bool:
     return len(seen) > known
 
 
-def read_wheel(path: Path) -> tuple[list[list[str]], list[Pair]]:
-    """The paragraphs of each file in a wheel that has any, and the pairs of its texts."""
+def read_wheel(path: Path, whole: bool = True) -> tuple[list[list[str]], list[Pair]]:
+    """The paragraphs of each file in a wheel that has any, none if not the whole is wanted, and the pairs of its texts."""
     files, found = [], []
     with zipfile.ZipFile(path) as wheel:
         for member in sorted(wheel.infolist(), key=lambda member: member.filename):
             paragraphs = []
             for text in _texts_in(wheel, member):
-                paragraphs += [paragraph for paragraph in paragraphs_of(text) if not resembles_evaluation(paragraph)]
+                if whole:
+                    paragraphs += [
+                        paragraph for paragraph in paragraphs_of(text) if not resembles_evaluation(paragraph)
+                    ]
                 pair = pair_of(text, MIN_PAIR_WORDS)
                 if pair and not resembles_evaluation(" ".join(pair)):
                     found.append(pair)
