@@ -1,5 +1,8 @@
 import gzip
 import json
+import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -69,18 +72,18 @@ def test_a_wheel_gives_its_docstrings_guides_and_descriptions(tmp_path: Path) ->
         "project/tests/test_boat.py": f'"""{CLOCKS}"""',
         "project/picture.png": b"\x89PNG",
     }
-    texts, pairs = read_wheel(wheel(tmp_path, files))
+    texts, pairs = read_wheel(wheel(tmp_path, files), with_paragraphs=True)
     moor = "Moor a boat for the whole night."
     assert texts == [[moor, f"{BOATS} {RIVERS}"], [RIVERS], [CLOCKS]]
     assert pairs == [(f"{BOATS} {RIVERS}", moor)]
+    assert read_wheel(wheel(tmp_path, files), with_paragraphs=False) == ([], pairs)
 
 
 def test_what_resembles_the_splits_that_scores_come_from_is_left_out(tmp_path: Path) -> None:
     altered = HIDDEN.replace("driver", "conductor")
     assert resembles_evaluation(HIDDEN) and resembles_evaluation(altered) and not resembles_evaluation(BOATS)
-    texts, pairs = read_wheel(
-        wheel(tmp_path, {"project/tram.py": f'"""Turn it around.\n\n{altered} {BOATS}\n"""\n"""{RIVERS}"""'})
-    )
+    tram = {"project/tram.py": f'"""Turn it around.\n\n{altered} {BOATS}\n"""\n"""{RIVERS}"""'}
+    texts, pairs = read_wheel(wheel(tmp_path, tram), with_paragraphs=True)
     assert (texts, pairs) == ([[RIVERS]], [])
 
 
@@ -92,10 +95,26 @@ def test_every_package_is_pinned_and_none_is_one_that_scores_come_from() -> None
     for name, sha256, licences in listed:
         assert name.endswith("-none-any.whl") and len(sha256) == 64
         assert permissive.issuperset(licences.split("-AND-"))
-    projects = [package.name.lower() for file in files for package in documentation.packages(file)]
+    packages = [package for file in files for package in documentation.packages(file)]
+    projects = [re.sub("[-_.]+", "-", package.name).lower() for package in packages]
     assert len(set(projects)) == len(projects)
     kept_apart = {package.name for split in ("validation", "test") for package in docstrings.PACKAGES[split]}
     assert kept_apart and not kept_apart & set(projects)
+
+
+def test_a_script_without_a_guard_is_told_so_and_does_not_hang(tmp_path: Path) -> None:
+    script = tmp_path / "prepare.py"
+    script.write_text(
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from pathlib import Path\n"
+        "from litlab.data import documentation\n"
+        "with documentation._build_once(Path(__file__).with_name('built')), documentation._one_sentence():\n"
+        "    with ProcessPoolExecutor(1, get_context('spawn')) as processes:\n"
+        "        print(list(processes.map(len, ['work'])))\n"
+    )
+    outcome = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert outcome.returncode and "a script that has `if __name__ == '__main__':`" in outcome.stderr
 
 
 def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +130,7 @@ def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatc
         documentation.FOR_PAIRS.name: ([[HIDDEN]], [(CLOCKS, river), (RIVERS, river), (HIDDEN, "[Required] A tram.")]),
     }
     monkeypatch.setattr(
-        documentation, "_read_wheels", lambda wheels, whole: [of_wheels[wheel.wheel] for wheel in wheels]
+        documentation, "_read_wheels", lambda wheels, with_paragraphs: [of_wheels[wheel.wheel] for wheel in wheels]
     )
     assert documentation.pairs().to_pylist() == [
         {"text": BOATS, "summary": boat},
@@ -119,7 +138,7 @@ def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatc
         {"text": RIVERS, "summary": river},
     ]
     assert documentation.texts()["text"].to_pylist() == [BOATS]
-    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels, whole: pytest.fail("read again"))
+    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels, with_paragraphs: pytest.fail("read again"))
     assert documentation.pairs().num_rows == 3
 
 

@@ -82,9 +82,9 @@ def packages(listed: Path = LISTED) -> list[Package]:
     return [package_of(wheel, sha256) for wheel, sha256, *_ in lines]
 
 
-def key(*listed: Path) -> str:
+def key(*lists: Path) -> str:
     """Names what the wheels of these lists give: changes with any package and with the cleaning."""
-    wheels = [package.sha256 for file in listed or (LISTED,) for package in packages(file)]
+    wheels = [package.sha256 for listed in lists for package in packages(listed)]
     return hashlib.sha256(repr((CLEANING, docstrings.key(), wheels)).encode()).hexdigest()[:16]
 
 
@@ -106,9 +106,11 @@ def pairs() -> pyarrow.Table:
     file = catalog.cache_folder() / "documentation_pairs" / f"{key(LISTED, FOR_PAIRS)}.parquet"
     with _build_once(file) as scratch:
         if scratch:
-            first = pyarrow.parquet.read_table(_built() / "pairs.parquet").select(["text", "summary"])
-            known = zip(*(column.to_pylist() for column in first.columns), strict=True)
-            more = (pair for _, of_wheel in _read_wheels(packages(FOR_PAIRS), whole=False) for pair in of_wheel)
+            first = pyarrow.parquet.read_table(_built() / "pairs.parquet")
+            known = zip(first["text"].to_pylist(), first["summary"].to_pylist(), strict=True)
+            more = (
+                pair for _, of_wheel in _read_wheels(packages(FOR_PAIRS), with_paragraphs=False) for pair in of_wheel
+            )
             pyarrow.parquet.write_table(_table_of(list(_without_repeats(chain(known, more)))), scratch)
     return pyarrow.parquet.read_table(file)
 
@@ -167,13 +169,13 @@ def _gap_in(passage: list[str]) -> Pair | None:
 
 
 def _built() -> Path:
-    folder = catalog.cache_folder() / "documentation" / key()
+    folder = catalog.cache_folder() / "documentation" / key(LISTED)
     with _build_once(folder) as scratch:
         if scratch:
             documents: list[str] = []
             found: list[Pair] = []
             seen: set[bytes] = set()
-            for paragraphs_of_files, of_wheel in _read_wheels(packages(), whole=True):
+            for paragraphs_of_files, of_wheel in _read_wheels(packages(), with_paragraphs=True):
                 found += of_wheel
                 for paragraphs in paragraphs_of_files:
                     if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
@@ -185,13 +187,14 @@ def _built() -> Path:
 
 
 def _build_once(target: Path) -> AbstractContextManager[Path | None]:
-    if multiprocessing.parent_process() and not target.exists():
-        # the processes that read the wheels run such a script again, and would wait for their parent for ever
+    # the processes that read the wheels run a script without it again while they start, and would wait for their parent for ever;
+    # that they are starting, nothing public tells
+    if getattr(multiprocessing.current_process(), "_inheriting", False) and not target.exists():
         raise BadInput("a script that prepares data needs `if __name__ == '__main__':` around what it does.")
     return catalog.build_once(target, "caching the documentation")
 
 
-def _read_wheels(wheels: list[Package], whole: bool) -> Iterator[tuple[list[list[str]], list[Pair]]]:
+def _read_wheels(wheels: list[Package], with_paragraphs: bool) -> Iterator[tuple[list[list[str]], list[Pair]]]:
     """What `read_wheel` gives of each, in their order."""
     docstrings.table()  # made here and not by each process
     with ThreadPoolExecutor(4) as threads:
@@ -201,7 +204,9 @@ def _read_wheels(wheels: list[Package], whole: bool) -> Iterator[tuple[list[list
     context = multiprocessing.get_context("spawn")
     with _one_sentence(), ProcessPoolExecutor(min(cores, MAX_PROCESSES), context) as processes:
         yield from progress(
-            processes.map(partial(read_wheel, whole=whole), paths), "reading documentation (once)", unit="package"
+            processes.map(partial(read_wheel, with_paragraphs=with_paragraphs), paths),
+            "reading documentation (once)",
+            unit="package",
         )
 
 
@@ -239,14 +244,14 @@ def _is_new(text: str, seen: set[bytes]) -> bool:
     return len(seen) > known
 
 
-def read_wheel(path: Path, whole: bool = True) -> tuple[list[list[str]], list[Pair]]:
-    """The paragraphs of each file in a wheel that has any, none if not the whole is wanted, and the pairs of its texts."""
+def read_wheel(path: Path, with_paragraphs: bool) -> tuple[list[list[str]], list[Pair]]:
+    """The paragraphs of each file in a wheel that has any, if they are wanted, and the pairs of its texts."""
     files, found = [], []
     with zipfile.ZipFile(path) as wheel:
         for member in sorted(wheel.infolist(), key=lambda member: member.filename):
             paragraphs = []
             for text in _texts_in(wheel, member):
-                if whole:
+                if with_paragraphs:
                     paragraphs += [
                         paragraph for paragraph in paragraphs_of(text) if not resembles_evaluation(paragraph)
                     ]

@@ -362,8 +362,8 @@ def _from_catalog(name: str) -> Source:
     if name == "docstrings":
         return Source(name, docstrings.key(), _docstrings)
     if make := DOCUMENTATION.get(name):
-        key = documentation.key(documentation.LISTED, documentation.FOR_PAIRS)  # of some of them, but none is forgotten
-        return Source(name, f"{key} {name}", lambda: {"train": Table(name, _arrow(make()))})
+        lists = [documentation.LISTED, documentation.FOR_PAIRS][: 2 if make is documentation.pairs else 1]
+        return Source(name, f"{documentation.key(*lists)} {name}", lambda: {"train": Table(name, _arrow(make()))})
     classes = {"label": ["rotten", "fresh"]}  # the second is the positive one of precision, recall and F1
     return Source(
         name, catalog.ROTTEN_TOMATOES.sha256, lambda: {"train": Table(name, _rotten_tomatoes, classes, foreign=True)}
