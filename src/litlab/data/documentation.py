@@ -76,7 +76,7 @@ TAG = re.compile(r"<[^<>]{1,200}>")
 Pair = tuple[str, str]
 
 
-def packages(listed: Path = LISTED) -> list[Package]:
+def packages(listed: Path) -> list[Package]:
     """The wheels, which a file lists with their licences."""
     lines = (line.split() for line in listed.read_text().splitlines() if not line.startswith("#"))
     return [package_of(wheel, sha256) for wheel, sha256, *_ in lines]
@@ -175,7 +175,7 @@ def _built() -> Path:
             documents: list[str] = []
             found: list[Pair] = []
             seen: set[bytes] = set()
-            for paragraphs_of_files, of_wheel in _read_wheels(packages(), with_paragraphs=True):
+            for paragraphs_of_files, of_wheel in _read_wheels(packages(LISTED), with_paragraphs=True):
                 found += of_wheel
                 for paragraphs in paragraphs_of_files:
                     if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:

@@ -362,8 +362,9 @@ def _from_catalog(name: str) -> Source:
     if name == "docstrings":
         return Source(name, docstrings.key(), _docstrings)
     if make := DOCUMENTATION.get(name):
-        lists = [documentation.LISTED, documentation.FOR_PAIRS][: 2 if make is documentation.pairs else 1]
-        return Source(name, f"{documentation.key(*lists)} {name}", lambda: {"train": Table(name, _arrow(make()))})
+        more = [documentation.FOR_PAIRS] if make is documentation.pairs else []
+        key = documentation.key(documentation.LISTED, *more)
+        return Source(name, f"{key} {name}", lambda: {"train": Table(name, _arrow(make()))})
     classes = {"label": ["rotten", "fresh"]}  # the second is the positive one of precision, recall and F1
     return Source(
         name, catalog.ROTTEN_TOMATOES.sha256, lambda: {"train": Table(name, _rotten_tomatoes, classes, foreign=True)}
