@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from litlab.data import catalog
-from litlab.data.catalog import Package, build_once, fetch, open_member, sha256_of
+from litlab.data.catalog import NotInIndex, Package, build_once, fetch, fetch_all, open_member, sha256_of
 from litlab.errors import BadInput
 
 
@@ -27,9 +28,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     return Package("litlab-fixture", "1.0", wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest())
 
 
-def write_wheel(index: Path, tag: str, *requirements: str) -> Path:
-    wheel, info = index / f"litlab_fixture-1.0-{tag}.whl", "litlab_fixture-1.0.dist-info"
-    metadata = ("Metadata-Version: 2.1", "Name: litlab-fixture", "Version: 1.0", *requirements, "")
+def write_wheel(index: Path, tag: str, *requirements: str, name: str = "litlab_fixture") -> Path:
+    wheel, info = index / f"{name}-1.0-{tag}.whl", f"{name}-1.0.dist-info"
+    metadata = ("Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *requirements, "")
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("fixture/data.txt", "hello")
         file.writestr(f"{info}/METADATA", "\n".join(metadata))
@@ -120,6 +121,54 @@ def test_without_an_index_one_sentence_says_what_is_missing_and_where_to_put_it(
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
     with pytest.raises(BadInput, match=r"could not download litlab-fixture==1.0 .* or put litlab_fixture-1.0.* into"):
         fetch(package)
+
+
+@pytest.fixture
+def packages(package: Package) -> list[Package]:
+    """Five wheels of that index."""
+    wheels = [write_wheel(Path(os.environ["PIP_FIND_LINKS"]), "py3-none-any", name=f"fixture_{i}") for i in range(5)]
+    return [Package(f"fixture-{i}", "1.0", wheel.name, sha256_of(wheel)) for i, wheel in enumerate(wheels)]
+
+
+def test_many_wheels_arrive_in_their_order_whatever_is_there_already(
+    packages: list[Package], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(catalog, "PER_PIP", 2)
+    there = fetch(packages[2])
+    capsys.readouterr()
+    wheels = fetch_all(packages)
+    assert [(wheel.name, sha256_of(wheel)) for wheel in wheels] == [(one.wheel, one.sha256) for one in packages]
+    assert wheels[2] == there
+    said = capsys.readouterr().err
+    assert (
+        said.count("fetching 2 packages from") == 1 and said.count("fetching fixture-") == 2
+    )  # one in a part is there
+
+
+def test_a_wheel_that_the_index_has_no_longer_is_named_and_left_out(
+    packages: list[Package], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(catalog, "MAX_MISSING", 0.2)
+    (Path(os.environ["PIP_FIND_LINKS"]) / packages[3].wheel).unlink()
+    assert [wheel.name for wheel in fetch_all(packages)] == [packages[i].wheel for i in (0, 1, 2, 4)]
+    assert "the package index no longer has fixture-3==1.0: going on without" in capsys.readouterr().err
+    with pytest.raises(NotInIndex, match=r"could not download fixture-3==1.0 .* or put fixture_3-1.0.* into"):
+        fetch_all(packages[3:])
+
+
+def test_an_index_that_does_not_answer_lacks_nothing(packages: list[Package], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(BadInput, match=r"could not download fixture-0==1.0") as error:
+        fetch_all(packages)
+    assert not isinstance(error.value, NotInIndex)
+
+
+def test_one_other_file_among_many_is_refused(packages: list[Package]) -> None:
+    packages[1] = dataclasses.replace(packages[1], sha256="0" * 64)
+    with pytest.raises(BadInput, match=r"served a fixture_1-1.0-py3-none-any.whl with sha256 .*: it was not kept"):
+        fetch_all(packages)
 
 
 def test_a_build_that_is_killed_leaves_nothing_and_the_next_one_succeeds(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
@@ -197,8 +197,7 @@ def _build_once(target: Path) -> AbstractContextManager[Path | None]:
 def _read_wheels(wheels: list[Package], with_paragraphs: bool) -> Iterator[tuple[list[list[str]], list[Pair]]]:
     """What `read_wheel` gives of each, in their order."""
     docstrings.table()  # made here and not by each process
-    with ThreadPoolExecutor(4) as threads:
-        paths = list(progress(threads.map(catalog.fetch, wheels), "fetching", unit="package"))
+    paths = catalog.fetch_all(wheels)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # not forked: this process has threads
     context = multiprocessing.get_context("spawn")
