@@ -141,7 +141,9 @@ def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatc
         documentation.FOR_PAIRS.name: ([[HIDDEN]], [(CLOCKS, river), (RIVERS, river), (HIDDEN, "[Required] A tram.")]),
     }
     monkeypatch.setattr(
-        documentation, "_read_wheels", lambda wheels, with_paragraphs: [of_wheels[wheel.wheel] for wheel in wheels]
+        documentation,
+        "_read_wheels",
+        lambda wheels, room, with_paragraphs: [of_wheels[wheel.wheel] for wheel in wheels],
     )
     assert documentation.pairs().to_pylist() == [
         {"text": BOATS, "summary": boat},
@@ -149,7 +151,7 @@ def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatc
         {"text": RIVERS, "summary": river},
     ]
     assert documentation.texts()["text"].to_pylist() == [BOATS]
-    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels, with_paragraphs: pytest.fail("read again"))
+    monkeypatch.setattr(documentation, "_read_wheels", lambda wheels, room, with_paragraphs: pytest.fail("read again"))
     assert documentation.pairs().num_rows == 3
 
 

@@ -207,6 +207,7 @@ def _read_wheels(
             processes.map(partial(read_wheel, with_paragraphs=with_paragraphs), paths),
             "reading documentation (once)",
             unit="package",
+            total=len(wheels),
         )
 
 
