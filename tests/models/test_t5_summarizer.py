@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
-from transformers import BartConfig, BartForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
 
 from litlab.data.summarization import Summarization
 from litlab.errors import BadInput
@@ -263,6 +263,60 @@ def test_a_new_t5_is_made_as_it_is_described() -> None:
     assert network.training and {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)} == {0.2}
     model.configure_model()
     assert model.network is network
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pretrained_t5_grows_computes_the_same_and_all_of_it_learns(
+    folder: Path, tiny_t5: Path, tmp_path: Path, tied: bool
+) -> None:
+    if not tied:  # as T5 1.1 is
+        other = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32)
+        other.config.tie_word_embeddings = False
+        other.lm_head.weight = torch.nn.Parameter(torch.randn_like(other.lm_head.weight))
+        other.generation_config.eos_token_id = [1, 7]
+        other.save_pretrained(tmp_path)
+        for file in tiny_t5.glob("tokenizer*"):
+            shutil.copy(file, tmp_path)
+        tiny_t5 = tmp_path
+    data = Summarization(str(folder), tokenizer=str(tiny_t5), batch_size=4)
+    data.prepare_data()
+    batch = next(iter(data.train_dataloader()))
+    common = {"dropout": 0.0, "num_beams": 2, "max_new_tokens": 9}
+    small, large = models = [
+        T5Summarizer(str(tiny_t5), **common, **growth) for growth in ({}, {"grow_encoder": 3, "grow_decoder": 1})
+    ]
+    for model in models:
+        model.configure_model()
+    assert (small.network.lm_head.weight is small.network.shared.weight) == tied
+    encoder, decoder = large.network.encoder, large.network.decoder
+    assert (len(encoder.block), len(decoder.block)) == (5, 3) and len(small.network.encoder.block) == 2
+    # 2 layers become 5: three of the first, two of the second
+    first, second = (block.layer[0].SelfAttention.q.weight for block in small.network.encoder.block)
+    for block, of in zip(encoder.block, (first, first, first, second, second), strict=True):
+        torch.testing.assert_close(block.layer[0].SelfAttention.q.weight, of, rtol=0, atol=0)
+    torch.testing.assert_close(large(batch), small(batch))
+    torch.testing.assert_close(large.generate(batch), small.generate(batch), rtol=0, atol=0)
+    optimizer = torch.optim.AdamW(large.parameters(), lr=1e-2)
+    for _ in range(2):  # the first moves only what was zero
+        optimizer.zero_grad()
+        large(batch).backward()
+        optimizer.step()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in large.parameters())
+
+
+def test_what_cannot_grow_is_one_sentence(tiny_t5: Path, tiny_bart: Path) -> None:
+    with pytest.raises(
+        BadInput, match=r"^model.grow_decoder=1: only a pretrained T5 can grow; model.num_layers is the layers"
+    ):
+        T5Summarizer(None, grow_decoder=1)
+    with pytest.raises(
+        BadInput, match=r"^model.grow_decoder=2: the decoder would have 4 layers, more than the encoder's 3: let "
+    ):
+        T5Summarizer(str(tiny_t5), grow_encoder=1, grow_decoder=2).configure_model()
+    with pytest.raises(
+        BadInput, match=r"^model.grow_encoder, model.grow_decoder: a BartForCond\w+ cannot grow, only a T5; set"
+    ):
+        T5Summarizer(str(tiny_bart), grow_encoder=3).configure_model()
 
 
 def test_a_width_that_the_heads_cannot_share_is_one_sentence() -> None:

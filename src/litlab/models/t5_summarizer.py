@@ -18,7 +18,7 @@ from litlab.errors import BadInput
 from litlab.models import optimizer
 from litlab.models.minimum_risk import chances_of, expected_risk
 from litlab.models.scores import SummarizationScores
-from litlab.models.t5 import check_heads, new_t5
+from litlab.models.t5 import check_heads, grow, new_t5
 from litlab.models.t5_decoding import ends_of, greedy
 
 CAPPED_SHARE = 0.05  # of summaries that reach the limit: more are worth a warning
@@ -34,6 +34,8 @@ class T5Summarizer(LightningModule):
         d_ff: width of its feed-forward layers.
         num_layers: layers of its encoder, and of its decoder.
         num_heads: attention heads of a layer; they share the width.
+        grow_encoder: layers that a pretrained T5's encoder gets in addition; at first it computes the same (models/t5.py).
+        grow_decoder: layers that its decoder gets in addition.
         dropout: everywhere; null: as the pretrained model was made, 0 in a new T5.
         vocab_size: tokens that a new T5 knows; follows the data.
         max_new_tokens: most tokens of a summary; a warning says when many summaries reach it.
@@ -60,6 +62,8 @@ class T5Summarizer(LightningModule):
         d_ff: PositiveInt = 1024,
         num_layers: PositiveInt = 3,
         num_heads: PositiveInt = 4,
+        grow_encoder: NonNegativeInt = 0,
+        grow_decoder: NonNegativeInt = 0,
         dropout: optimizer.Fraction | None = None,
         vocab_size: PositiveInt = 32128,
         max_new_tokens: PositiveInt = 64,
@@ -80,8 +84,14 @@ class T5Summarizer(LightningModule):
         self.pretrained = pretrained
         self.dropout, self.vocab_size = dropout, vocab_size
         self.sizes = {"d_model": d_model, "d_ff": d_ff, "num_layers": num_layers, "num_heads": num_heads}
+        self.growth = {"grow_encoder": grow_encoder, "grow_decoder": grow_decoder}
         if not pretrained:
             check_heads(d_model, num_heads)
+            for name, layers in self.growth.items():
+                if layers:
+                    raise BadInput(
+                        f"model.{name}={layers}: only a pretrained T5 can grow; model.num_layers is the layers of a new one."
+                    )
         if risk_samples == 1:
             raise BadInput(
                 "model.risk_samples=1: one summary has no other to be better than; draw at least 2, or 0 for maximum likelihood."
@@ -129,6 +139,12 @@ class T5Summarizer(LightningModule):
                 raise BadInput(
                     f"model.risk_samples={self.risk_samples}: a {type(self.network).__name__} cannot be trained so; set it to 0."
                 )
+            if any(self.growth.values()):
+                if type(self.network) is not T5ForConditionalGeneration:
+                    raise BadInput(
+                        f"model.grow_encoder, model.grow_decoder: a {type(self.network).__name__} cannot grow, only a T5; set both to 0."
+                    )
+                self.network = grow(self.network, *self.growth.values())
             speed.speed_up(self.network)
             return
         self.network = new_t5(**self.sizes, dropout=self.dropout or 0.0, vocab_size=self.vocab_size)
