@@ -56,6 +56,11 @@ def ids_of(loader) -> list[int]:
     return [id for batch in loader for id in batch["id"].tolist()]
 
 
+def filled(rows: torch.Tensor, multiple: int, most: int, fill: int) -> torch.Tensor:
+    more = min(-rows.shape[1] % multiple, most - rows.shape[1])
+    return torch.nn.functional.pad(rows, (0, more), value=fill)
+
+
 @pytest.mark.parametrize("limits", [(512, 64), (30, 5)])
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("prefix", ["", "summarize: "])
@@ -66,16 +71,19 @@ def test_batches_are_what_the_tokenizer_gives_for_the_rows(limits, pretrained, p
     assert data.vocab_size == len(tokenizer)
     seen = []
     for loader in loaders(data).values():
-        for batch in loader:
+        batches = list(loader)
+        longest = max(int(batch["attention_mask"].sum(dim=1).max()) for batch in batches)
+        longest_summary = max(int((batch["labels"] >= 0).sum(dim=1).max()) for batch in batches)
+        for batch in batches:
             ids = batch["id"].tolist()
             seen += ids
             how = {"padding": True, "truncation": True, "return_tensors": "pt"}
             inputs = tokenizer([prefix + TEXTS[id] for id in ids], max_length=limits[0], **how)
             labels = tokenizer([SUMMARIES[id] for id in ids], max_length=limits[1], **how)
-            assert batch["input_ids"].tolist() == inputs["input_ids"].tolist()
-            assert batch["attention_mask"].tolist() == inputs["attention_mask"].tolist()
             expected = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100)
-            assert batch["labels"].tolist() == expected.tolist()
+            assert batch["input_ids"].tolist() == filled(inputs["input_ids"], 16, longest, 0).tolist()
+            assert batch["attention_mask"].tolist() == filled(inputs["attention_mask"], 16, longest, 0).tolist()
+            assert batch["labels"].tolist() == filled(expected, 8, longest_summary, -100).tolist()
             kinds = {batch[name].dtype for name in ("id", "input_ids", "attention_mask", "labels")}
             assert kinds == {torch.int64}
             for row in batch["labels"]:  # every summary ends, and only padding comes behind its end

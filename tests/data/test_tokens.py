@@ -47,10 +47,13 @@ def test_padding_equals_a_loop_over_the_sequences(data) -> None:
     sequences = data.draw(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=6), min_size=1, max_size=12))
     rows = data.draw(st.lists(st.integers(0, len(sequences) - 1), min_size=1, max_size=9))
     fill = data.draw(st.sampled_from([0, -100, 7]))
-    batch, real = ragged(sequences).padded(np.array(rows), fill)
-    longest = max(len(sequences[row]) for row in rows)
-    assert batch.tolist() == [sequences[row] + [fill] * (longest - len(sequences[row])) for row in rows]
-    assert real.tolist() == [[place < len(sequences[row]) for place in range(longest)] for row in rows]
+    multiple = data.draw(st.integers(1, 5))
+    batch, real = ragged(sequences).padded(np.array(rows), fill, multiple)
+    length = max(len(sequences[row]) for row in rows)
+    while length % multiple and length < max(map(len, sequences)):
+        length += 1
+    assert batch.tolist() == [sequences[row] + [fill] * (length - len(sequences[row])) for row in rows]
+    assert real.tolist() == [[place < len(sequences[row]) for place in range(length)] for row in rows]
     assert batch.dtype.is_signed and batch.element_size() == 8
 
 

@@ -19,6 +19,9 @@ from litlab.data.tables import SplitChoice
 from litlab.errors import BadInput
 
 IGNORED = -100  # the target that transformers' losses leave out
+# to whose multiples batches are padded: with few shapes memory that was freed is used again as it is; without, trainings on a CPU
+# slow down as they run
+TEXT_MULTIPLE, SUMMARY_MULTIPLE = 16, 8
 
 
 class Summarization(LightningDataModule):
@@ -27,7 +30,7 @@ class Summarization(LightningDataModule):
     Both are tokenized once, into a cache that is mapped into memory, and batched by length. An example's id is the number of
     its row in the source, from 0.
 
-    Batches hold `id` (batch,), `input_ids` and `attention_mask` (batch, longest text) and `labels` (batch, longest summary),
+    Batches hold `id` (batch,), `input_ids` and `attention_mask` (batch, text length) and `labels` (batch, summary length),
     -100 where a summary has ended, all int64; and `decode`, which turns tokens (batch, length) into a list of strings. Those of
     evaluation also hold what a person reads: the lists of strings `source` and `target`.
 
@@ -200,8 +203,8 @@ class Summarization(LightningDataModule):
         pad = self.tokenizer.pad_token_id
 
         def fetch(rows: np.ndarray) -> Batch:
-            input_ids, real = texts.padded(rows, pad)
-            labels, _ = summaries.padded(rows, IGNORED)
+            input_ids, real = texts.padded(rows, pad, TEXT_MULTIPLE)
+            labels, _ = summaries.padded(rows, IGNORED, SUMMARY_MULTIPLE)
             return {
                 "id": torch.from_numpy(ids[rows]),
                 "input_ids": input_ids,

@@ -46,12 +46,17 @@ class Ragged:
         self.values = values
         self.starts = offsets[:-1]
         self.lengths = np.diff(offsets)
+        self.longest = int(self.lengths.max(initial=0))
 
-    def padded(self, rows: np.ndarray, fill: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sequences of some rows, (batch, longest) int64, filled up with `fill`, and where they are real, as bool."""
+    def padded(self, rows: np.ndarray, fill: int, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sequences of some rows, (batch, length) int64, filled up with `fill`, and where they are real, as bool.
+
+        The length is that of the longest, rounded up to a multiple of `multiple`, but never above that of the longest there is.
+        """
         lengths = self.lengths[rows]
-        columns = np.arange(lengths.max())
-        real = columns < lengths[:, None]  # (batch, longest)
+        length = min(-(-int(lengths.max()) // multiple) * multiple, self.longest)
+        columns = np.arange(length)
+        real = columns < lengths[:, None]  # (batch, length)
         places = (self.starts[rows][:, None] + columns)[real]
         batch = np.full(real.shape, fill, np.int64)
         batch[real] = self.values[places]

@@ -20,6 +20,7 @@ from litlab.models.t5_decoding import ends_of, sample
 
 NAMES = ("rouge1", "rougeL")  # whose mean counts
 PARTS = 4  # into which the summaries of a batch are divided by length: drawn ones are of any
+MULTIPLE = 4  # of tokens, to which the summaries of a part are padded: few shapes, as data/summarization.py has
 # of a risk, a number between 0 and 1, beside the likelihood of a target of many tokens; among the tokens of a batch of short
 # targets it weighs more than among those of long ones
 SCALE = 10.0
@@ -47,7 +48,7 @@ def expected_risk(network: Any, batch: dict[str, Any], chances: Tensor, likeliho
     better = (scores - scores.mean(dim=1, keepdim=True)) * count / (count - 1)  # than the mean of the others
     ends = torch.isin(drawn, ends_of(network))
     drawn = drawn.masked_fill(ends.cumsum(dim=1) > ends.long(), -100)  # behind its end
-    length = max(drawn.shape[1], labels.shape[1])
+    length = _rounded_up(max(drawn.shape[1], labels.shape[1]))
     both = torch.cat([F.pad(tokens, (0, length - tokens.shape[1]), value=-100) for tokens in (drawn, labels)])
     encoded = network.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)[0]
     texts = torch.arange(len(labels), device=labels.device)
@@ -66,14 +67,14 @@ def _losses(network: Any, encoded: Tensor, mask: Tensor, texts: Tensor, summarie
         encoded: what its encoder has made of the texts, (batch, length, width).
         mask: of the texts, (batch, length).
         texts: which of them each summary is of, (summaries,).
-        summaries: tokens, (summaries, longest), below 0 behind their ends.
+        summaries: tokens, (summaries, a multiple of MULTIPLE), below 0 behind their ends.
     """
     lengths = (summaries >= 0).sum(dim=1)
     order = lengths.argsort()
     losses = []
     parts = min(PARTS, len(summaries) // mask.shape[0])  # as many on each process, which sharded networks need
     for rows in order.tensor_split(parts):
-        labels, of = summaries[rows, : lengths[rows[-1]]], texts[rows]
+        labels, of = summaries[rows, : _rounded_up(int(lengths[rows[-1]]))], texts[rows]
         logits = network(
             encoder_outputs=(encoded[of],),
             attention_mask=mask[of],
@@ -83,6 +84,10 @@ def _losses(network: Any, encoded: Tensor, mask: Tensor, texts: Tensor, summarie
         each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
         losses.append(each.view(labels.shape).sum(dim=1))
     return torch.cat(losses)[order.argsort()]
+
+
+def _rounded_up(length: int) -> int:
+    return -(-length // MULTIPLE) * MULTIPLE
 
 
 def chances_of(ids: Tensor, step: int, count: int, length: int) -> Tensor:
