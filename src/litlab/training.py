@@ -107,8 +107,8 @@ def train(cli: LitlabCLI, arguments: list[str]) -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed, for the next step: a large tensor is else given back and fetched page by page.
 
-    Without glibc it does nothing. Sizes that vary leave gaps, among which the C library looks longer
-    and longer for room, so batches of texts are padded to few shapes (data/summarization.py).
+    Without glibc it does nothing. Sizes that vary leave gaps: the process needs more memory, by some hundred MB or more, and the C
+    library longer to find room, which is why batches of texts and summaries have few shapes (data/summarization.py).
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)

@@ -26,12 +26,12 @@ def t5(**settings: Any) -> Any:
     return made
 
 
-def bart() -> Any:
+def bart(**settings: Any) -> Any:
     torch.manual_seed(0)
     layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 1}
-    made = BartForConditionalGeneration(BartConfig(**SIZES, **layers, **heads, **tokens, init_std=0.5))
+    made = BartForConditionalGeneration(BartConfig(**SIZES, **layers, **heads, **tokens, init_std=0.5, **settings))
     made.final_logits_bias[0, 0] = 1.5  # padding is drawn before the end too, as any other token
     return made
 
@@ -185,10 +185,27 @@ def test_a_models_own_settings_of_generation_do_not_apply() -> None:
     assert made.generation_config.suppress_tokens == [2, 3]
 
 
-def test_scores_are_the_mean_of_rouge_1_and_l() -> None:
+def test_scores_are_three_quarters_rouge_1_and_one_quarter_l() -> None:
     found = score(["red old", "blue red", "new", "old new"], ["red blue", "new old"])
     # red of "red blue" is one of two words both ways; of "blue red" both words, but one in order; F 2/3; both words, one in order
-    assert found.tolist() == [pytest.approx([0.5, 0.75]), pytest.approx([2 / 3, 0.75])]
+    assert found.tolist() == [pytest.approx([0.5, 0.875]), pytest.approx([2 / 3, 0.875])]
+
+
+def test_the_network_sees_few_widths() -> None:
+    made, some = t5(), batch()
+    widths = set()
+    made.decoder.register_forward_hook(
+        lambda module, inputs, named, output: widths.add(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    for _ in range(10):
+        expected_risk(made, some, torch.rand(20, 10), likelihood=0.5, whole=True)
+    assert widths == {4, 8, 10}
+
+
+def test_summaries_may_be_as_long_as_there_are_positions() -> None:
+    made, some = bart(max_position_embeddings=6), batch()
+    some["labels"] = torch.tensor([[2, 3, 2, 3, 2, 1], [4, 1, -100, -100, -100, -100]])
+    assert expected_risk(made, some, torch.rand(4, 6), likelihood=0.5, whole=True).isfinite()
 
 
 def test_equal_summaries_have_nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ class Throughput(Callback):
     - `train/data_wait_share`: the time from asking for a batch until it is on the device, of all time; 0 to 1.
     - `train/peak_memory_gb`: 10^9 bytes, of the process that needed most since it began: on a GPU what its tensors had
       allocated, otherwise what lay in memory of the process.
-    - `train/flop_utilization`: model FLOP utilization (Chowdhery et al., 2022, appendix B), FLOP/s of the peak; 0 to 1.
+    - `train/flop_utilization`: model FLOP utilization (Chowdhery et al., 2022, appendix B), padding included, FLOP/s of the peak; 0 to 1.
 
     Only what is known is logged: tokens if batches have an `attention_mask`, (batch, length); utilization if the peak is
     known, nothing is compiled and the module does not optimize by itself. Time is wall-clock time without validations and

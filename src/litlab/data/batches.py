@@ -24,7 +24,7 @@ Plan = Callable[[int], Sequence[np.ndarray]]
 Measure = Callable[[np.ndarray], float]
 """Counts what the loss is a mean over, for the indices of a batch: its examples, or its target tokens."""
 
-WINDOW = 50  # batches that are sorted by length together: with 32 examples each, hardly any padding is left
+WINDOW = 50  # batches that are sorted by length together: with 32 examples each, hardly any text needs padding
 SHELF = 5  # batches that are then sorted by the length of the target: fewer pad more targets, more pad more texts
 
 

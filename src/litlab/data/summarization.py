@@ -19,8 +19,8 @@ from litlab.data.tables import SplitChoice
 from litlab.errors import BadInput
 
 IGNORED = -100  # the target that transformers' losses leave out
-# to whose multiples batches are padded: with few shapes memory that was freed is used again as it is; without, trainings on a CPU
-# slow down as they run
+# Widths of batches are multiples of these, or the longest there is: with few shapes memory that was freed is used again as it is,
+# which on a CPU is worth more than the padding costs (benchmarks/LOG.md); on a GPU it was not measured
 TEXT_MULTIPLE, SUMMARY_MULTIPLE = 16, 8
 
 
@@ -31,7 +31,7 @@ class Summarization(LightningDataModule):
     its row in the source, from 0.
 
     Batches hold `id` (batch,), `input_ids` and `attention_mask` (batch, text length) and `labels` (batch, summary length),
-    -100 where a summary has ended, all int64; and `decode`, which turns tokens (batch, length) into a list of strings. Those of
+    lengths rounded up, -100 where a summary has ended, all int64; and `decode`, which turns tokens (batch, length) into a list of strings. Those of
     evaluation also hold what a person reads: the lists of strings `source` and `target`.
 
     Args:

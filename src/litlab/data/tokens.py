@@ -51,7 +51,8 @@ class Ragged:
     def padded(self, rows: np.ndarray, fill: int, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """The sequences of some rows, (batch, length) int64, filled up with `fill`, and where they are real, as bool.
 
-        The length is that of the longest, rounded up to a multiple of `multiple`, but never above that of the longest there is.
+        The length is that of the longest, rounded up to a multiple of `multiple`, but not above that of the longest there is:
+        a model may have no positions beyond it.
         """
         lengths = self.lengths[rows]
         length = min(-(-int(lengths.max()) // multiple) * multiple, self.longest)

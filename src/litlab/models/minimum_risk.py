@@ -18,9 +18,9 @@ from transformers import GenerationConfig, T5ForConditionalGeneration
 from litlab.models.scores import rouge_scorer
 from litlab.models.t5_decoding import ends_of, sample
 
-NAMES = ("rouge1", "rougeL")  # whose mean counts
+SHARES = {"rouge1": 0.75, "rougeL": 0.25}  # of the score that is learned from
 PARTS = 4  # into which the summaries of a batch are divided by length: drawn ones are of any
-MULTIPLE = 4  # of tokens, to which the summaries of a part are padded: few shapes, as data/summarization.py has
+MULTIPLE = 4  # the tokens to which the summaries of a part are padded: few shapes, as in data/summarization.py
 # of a risk, a number between 0 and 1, beside the likelihood of a target of many tokens; among the tokens of a batch of short
 # targets it weighs more than among those of long ones
 SCALE = 10.0
@@ -48,7 +48,7 @@ def expected_risk(network: Any, batch: dict[str, Any], chances: Tensor, likeliho
     better = (scores - scores.mean(dim=1, keepdim=True)) * count / (count - 1)  # than the mean of the others
     ends = torch.isin(drawn, ends_of(network))
     drawn = drawn.masked_fill(ends.cumsum(dim=1) > ends.long(), -100)  # behind its end
-    length = _rounded_up(max(drawn.shape[1], labels.shape[1]))
+    length = max(chances.shape[1], labels.shape[1])
     both = torch.cat([F.pad(tokens, (0, length - tokens.shape[1]), value=-100) for tokens in (drawn, labels)])
     encoded = network.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)[0]
     texts = torch.arange(len(labels), device=labels.device)
@@ -67,14 +67,15 @@ def _losses(network: Any, encoded: Tensor, mask: Tensor, texts: Tensor, summarie
         encoded: what its encoder has made of the texts, (batch, length, width).
         mask: of the texts, (batch, length).
         texts: which of them each summary is of, (summaries,).
-        summaries: tokens, (summaries, a multiple of MULTIPLE), below 0 behind their ends.
+        summaries: tokens, (summaries, most), below 0 behind their ends.
     """
     lengths = (summaries >= 0).sum(dim=1)
     order = lengths.argsort()
     losses = []
     parts = min(PARTS, len(summaries) // mask.shape[0])  # as many on each process, which sharded networks need
     for rows in order.tensor_split(parts):
-        labels, of = summaries[rows, : _rounded_up(int(lengths[rows[-1]]))], texts[rows]
+        width = -(-int(lengths[rows[-1]]) // MULTIPLE) * MULTIPLE  # or all, if there are fewer
+        labels, of = summaries[rows, :width], texts[rows]
         logits = network(
             encoder_outputs=(encoded[of],),
             attention_mask=mask[of],
@@ -84,10 +85,6 @@ def _losses(network: Any, encoded: Tensor, mask: Tensor, texts: Tensor, summarie
         each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
         losses.append(each.view(labels.shape).sum(dim=1))
     return torch.cat(losses)[order.argsort()]
-
-
-def _rounded_up(length: int) -> int:
-    return -(-length // MULTIPLE) * MULTIPLE
 
 
 def chances_of(ids: Tensor, step: int, count: int, length: int) -> Tensor:
@@ -151,7 +148,7 @@ def _evaluating(network: Any) -> Iterator[None]:
 
 
 def score(summaries: list[str], targets: list[str]) -> Tensor:
-    """The mean of ROUGE-1 and ROUGE-L, (targets, summaries of each).
+    """What is learned from, of ROUGE-1 and ROUGE-L as SHARES has it, (targets, summaries of each).
 
     Args:
         summaries: as many of each target, those of a target behind each other.
@@ -159,7 +156,9 @@ def score(summaries: list[str], targets: list[str]) -> Tensor:
     """
     count = len(summaries) // len(targets)
     found = _scorer()([target for target in targets for _ in range(count)], summaries)
-    return torch.tensor([sum(scores[name].fmeasure for name in NAMES) / len(NAMES) for scores in found]).view(-1, count)
+    return torch.tensor(
+        [sum(share * scores[name].fmeasure for name, share in SHARES.items()) for scores in found]
+    ).view(-1, count)
 
 
-_scorer = cache(lambda: rouge_scorer(NAMES))  # it takes a second to import
+_scorer = cache(lambda: rouge_scorer(tuple(SHARES)))  # it takes a second to import
