@@ -234,6 +234,34 @@ def test_the_first_steps_learn_the_targets_and_the_others_the_risk(folder: Path,
     assert min(abs(one - other) for one, other in zip(losses["targets"], losses["risk"], strict=True)) > 0.1
 
 
+@pytest.mark.parametrize("network", ["tiny_t5", "tiny_bart"])
+def test_what_is_evaluated_lies_further_from_the_pretrained_weights(network, folder, request, tmp_path: Path) -> None:
+    start = request.getfixturevalue(network)
+    model, data = build(folder, start, max_new_tokens=6, extrapolation=0.5)
+    begun = [weight.detach().clone() for weight in model.network.parameters()]
+    with torch.no_grad():
+        for weight in model.network.parameters():
+            weight += 0.1
+    trained = {name: weight.clone() for name, weight in model.state_dict().items()}
+    run = trainer()
+    (found,) = run.validate(model, data, verbose=False)
+    assert not model.further and model.state_dict().keys() == trained.keys()
+    assert all(weight.equal(trained[name]) for name, weight in model.state_dict().items())
+    other, data = build(folder, start, max_new_tokens=6)
+    with torch.no_grad():
+        for weight, first in zip(other.network.parameters(), begun, strict=True):
+            weight.copy_(first + 0.15)
+    (expected,) = trainer().validate(other, data, verbose=False)
+    assert found["val/loss"] == pytest.approx(expected["val/loss"], abs=1e-4)
+    (before,) = trainer().validate(build(folder, start, max_new_tokens=6)[0], data, verbose=False)
+    assert abs(before["val/loss"] - expected["val/loss"]) > 0.001
+
+
+def test_random_weights_have_no_direction() -> None:
+    with pytest.raises(BadInput, match=r"^model.extrapolation=0.5: random weights have no direction; set it to 0.$"):
+        T5Summarizer(None, extrapolation=0.5)
+
+
 def compare_slices(model: T5Summarizer, data: Summarization, slices: int) -> None:
     def gradients(accumulate: int) -> tuple[float, list[torch.Tensor]]:
         data.trainer = trainer(accumulate_grad_batches=accumulate)

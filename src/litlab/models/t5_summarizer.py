@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class T5Summarizer(LightningModule):
             models/minimum_risk.py); random weights score too little to learn so.
         risk_after: share of all steps that come first and learn the targets all the same, as texts of a new kind need.
         likelihood: share of maximum likelihood in the loss of minimum risk training.
+        extrapolation: evaluation is of weights that lie on the line from those of the pretrained model through the trained ones, this
+            much of their distance further (ExPO, Zheng et al., 2024); 0: of the trained ones. Checkpoints hold the trained ones.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on the weight matrices.
         schedule: decay of the learning rate after the warm-up.
@@ -74,6 +77,7 @@ class T5Summarizer(LightningModule):
         risk_samples: NonNegativeInt = 0,
         risk_after: optimizer.Fraction = 0.0,
         likelihood: optimizer.Fraction = 0.1,
+        extrapolation: NonNegativeFloat = 0.0,
         learning_rate: PositiveFloat = 2e-4,
         weight_decay: NonNegativeFloat = 0.01,
         schedule: optimizer.Schedule = "linear",
@@ -117,6 +121,12 @@ class T5Summarizer(LightningModule):
         } | ({"length_penalty": length_penalty} if num_beams > 1 else {})
         self.risk_samples, self.risk_after, self.likelihood = risk_samples, risk_after, likelihood
         self.first_risk_step = 0.0
+        if extrapolation and not pretrained:
+            raise BadInput(f"model.extrapolation={extrapolation}: random weights have no direction; set it to 0.")
+        self.extrapolation = extrapolation
+        self.further: list[
+            Any
+        ] = []  # the network that is evaluated in its place, in a list so that checkpoints do not hold it
         self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
             learning_rate,
             weight_decay,
@@ -132,9 +142,7 @@ class T5Summarizer(LightningModule):
         if self.network is not None:
             return
         if self.pretrained:
-            # what T5 and BART call it
-            changes = {} if self.dropout is None else {"dropout_rate": self.dropout, "dropout": self.dropout}
-            self.network = pretrained.load_model(AutoModelForSeq2SeqLM, self.pretrained, **changes)
+            self.network = self._load(self.pretrained)
             if self.risk_samples and not hasattr(self.network, "prepare_decoder_input_ids_from_labels"):
                 raise BadInput(
                     f"model.risk_samples={self.risk_samples}: a {type(self.network).__name__} cannot be trained so; set it to 0."
@@ -152,7 +160,7 @@ class T5Summarizer(LightningModule):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """The mean loss over the tokens of the summaries, a number."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        return self.network(**inputs).loss
+        return (self.network if self.training else self._evaluated)(**inputs).loss
 
     def on_train_start(self) -> None:
         """Divide the steps between the targets and the risk."""
@@ -167,6 +175,22 @@ class T5Summarizer(LightningModule):
         chances = chances_of(batch["id"], self.global_step, self.risk_samples, limit)
         loss = expected_risk(self.network, batch, chances, self.likelihood, speed.is_whole(self._trainer))
         return loss * batch["weight"]
+
+    def on_validation_start(self) -> None:
+        """Make the network that is evaluated."""
+        self._go_further()
+
+    def on_validation_end(self) -> None:
+        """Forget it: training changes the weights."""
+        self.further.clear()
+
+    def on_test_start(self) -> None:
+        """Make the network that is evaluated."""
+        self._go_further()
+
+    def on_predict_start(self) -> None:
+        """Make the network that is evaluated."""
+        self._go_further()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Score a batch of the validation split."""
@@ -197,14 +221,39 @@ class T5Summarizer(LightningModule):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if self._decodes_greedily():
             limits = {name: self.generation[name] for name in ("max_new_tokens", "no_repeat_ngram_size")}
-            return greedy(self.network, **inputs, **limits)
+            return greedy(self._evaluated, **inputs, **limits)
         # padding is masked, but would be favoured as if it were text
         inputs["input_ids"] = inputs["input_ids"].where(inputs["attention_mask"].bool(), inputs["input_ids"][:, :1])
-        return self.network.generate(**inputs, **self.generation)[:, 1:]  # without the token that starts the decoder
+        return self._evaluated.generate(**inputs, **self.generation)[:, 1:]  # without the token that starts the decoder
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and decay, stepped with every batch."""
         return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
+
+    @property
+    def _evaluated(self) -> Any:
+        return self.further[0] if self.further else self.network
+
+    def _load(self, name: str) -> Any:
+        # what T5 and BART call it
+        changes = {} if self.dropout is None else {"dropout_rate": self.dropout, "dropout": self.dropout}
+        return pretrained.load_model(AutoModelForSeq2SeqLM, name, **changes)
+
+    @torch.no_grad()
+    def _go_further(self) -> None:
+        if not self.extrapolation or not self.pretrained:
+            return
+        if not speed.is_whole(self._trainer):
+            raise BadInput(
+                f"model.extrapolation={self.extrapolation}: it needs whole weights, which trainer.strategy shards; set it to 0."
+            )
+        begun = self._load(self.pretrained)
+        if any(self.growth.values()):
+            begun = grow(begun, *self.growth.values())
+        further = deepcopy(self.network)
+        for weight, first in zip(further.parameters(), begun.parameters(), strict=True):
+            weight.add_(weight - first.to(weight), alpha=self.extrapolation)
+        self.further[:] = [further.eval()]
 
     def _decodes_greedily(self) -> bool:
         """Whether litlab's own decoding can be used, which reads the weights of a T5 directly: not if they are sharded."""
