@@ -51,7 +51,7 @@ class T5Summarizer(LightningModule):
         risk_after: share of all steps that come first and learn the targets all the same, as texts of a new kind need.
         likelihood: share of maximum likelihood in the loss of minimum risk training.
         extrapolation: evaluation is of weights that lie on the line from those of the pretrained model through the trained ones, this
-            much of their distance further (ExPO, Zheng et al., 2024); 0: of the trained ones. Checkpoints hold the trained ones.
+            much of their distance further (ExPO, Zheng et al., 2024); 0: of the trained ones, as always after random weights. Checkpoints hold the trained ones.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on the weight matrices.
         schedule: decay of the learning rate after the warm-up.
@@ -121,8 +121,6 @@ class T5Summarizer(LightningModule):
         } | ({"length_penalty": length_penalty} if num_beams > 1 else {})
         self.risk_samples, self.risk_after, self.likelihood = risk_samples, risk_after, likelihood
         self.first_risk_step = 0.0
-        if extrapolation and not pretrained:
-            raise BadInput(f"model.extrapolation={extrapolation}: random weights have no direction; set it to 0.")
         self.extrapolation = extrapolation
         self.further: list[
             Any
