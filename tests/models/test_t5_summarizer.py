@@ -235,7 +235,7 @@ def test_the_first_steps_learn_the_targets_and_the_others_the_risk(folder: Path,
 
 
 @pytest.mark.parametrize("network", ["tiny_t5", "tiny_bart"])
-def test_what_is_evaluated_lies_further_from_the_pretrained_weights(network, folder, request, tmp_path: Path) -> None:
+def test_what_is_evaluated_lies_further_from_the_pretrained_weights(network, folder, request) -> None:
     start = request.getfixturevalue(network)
     model, data = build(folder, start, max_new_tokens=6, extrapolation=0.5)
     begun = [weight.detach().clone() for weight in model.network.parameters()]
@@ -245,7 +245,7 @@ def test_what_is_evaluated_lies_further_from_the_pretrained_weights(network, fol
     trained = {name: weight.clone() for name, weight in model.state_dict().items()}
     run = trainer()
     (found,) = run.validate(model, data, verbose=False)
-    assert not model.further and model.state_dict().keys() == trained.keys()
+    assert not model._further and model.state_dict().keys() == trained.keys()
     assert all(weight.equal(trained[name]) for name, weight in model.state_dict().items())
     other, data = build(folder, start, max_new_tokens=6)
     with torch.no_grad():

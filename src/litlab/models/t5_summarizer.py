@@ -50,8 +50,9 @@ class T5Summarizer(LightningModule):
             models/minimum_risk.py); random weights score too little to learn so.
         risk_after: share of all steps that come first and learn the targets all the same, as texts of a new kind need.
         likelihood: share of maximum likelihood in the loss of minimum risk training.
-        extrapolation: evaluation is of weights that lie on the line from those of the pretrained model through the trained ones, this
-            much of their distance further (ExPO, Zheng et al., 2024); 0: of the trained ones, as always after random weights. Checkpoints hold the trained ones.
+        extrapolation: validation, test and prediction use pretrained + (1 + extrapolation) x (trained - pretrained) weights (ExPO,
+            Zheng et al., 2024); 0: the trained ones, as always after random weights. Checkpoints, and model/ of the callback
+            PretrainedModel, hold the trained ones.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on the weight matrices.
         schedule: decay of the learning rate after the warm-up.
@@ -122,9 +123,9 @@ class T5Summarizer(LightningModule):
         self.risk_samples, self.risk_after, self.likelihood = risk_samples, risk_after, likelihood
         self.first_risk_step = 0.0
         self.extrapolation = extrapolation
-        self.further: list[
-            Any
-        ] = []  # the network that is evaluated in its place, in a list so that checkpoints do not hold it
+        # lists, so that torch does not register what is in them: the pretrained weights, and the network that is evaluated
+        self._begun: list[Tensor] = []
+        self._further: list[Any] = []
         self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
             learning_rate,
             weight_decay,
@@ -140,7 +141,9 @@ class T5Summarizer(LightningModule):
         if self.network is not None:
             return
         if self.pretrained:
-            self.network = self._load(self.pretrained)
+            # what T5 and BART call it
+            changes = {} if self.dropout is None else {"dropout_rate": self.dropout, "dropout": self.dropout}
+            self.network = pretrained.load_model(AutoModelForSeq2SeqLM, self.pretrained, **changes)
             if self.risk_samples and not hasattr(self.network, "prepare_decoder_input_ids_from_labels"):
                 raise BadInput(
                     f"model.risk_samples={self.risk_samples}: a {type(self.network).__name__} cannot be trained so; set it to 0."
@@ -152,6 +155,12 @@ class T5Summarizer(LightningModule):
                     )
                 self.network = grow(self.network, *self.growth.values())
             speed.speed_up(self.network)
+            if self.extrapolation:
+                if not speed.is_whole(self._trainer):
+                    raise BadInput(
+                        f"model.extrapolation={self.extrapolation} needs whole weights, which trainer.strategy shards; set it to 0."
+                    )
+                self._begun = [weight.detach().clone() for weight in self.network.parameters()]
             return
         self.network = new_t5(**self.sizes, dropout=self.dropout or 0.0, vocab_size=self.vocab_size)
 
@@ -180,7 +189,11 @@ class T5Summarizer(LightningModule):
 
     def on_validation_end(self) -> None:
         """Forget it: training changes the weights."""
-        self.further.clear()
+        self._further.clear()
+
+    def teardown(self, stage: str) -> None:
+        """Forget the network that was evaluated."""
+        self._further.clear()
 
     def on_test_start(self) -> None:
         """Make the network that is evaluated."""
@@ -230,28 +243,16 @@ class T5Summarizer(LightningModule):
 
     @property
     def _evaluated(self) -> Any:
-        return self.further[0] if self.further else self.network
-
-    def _load(self, name: str) -> Any:
-        # what T5 and BART call it
-        changes = {} if self.dropout is None else {"dropout_rate": self.dropout, "dropout": self.dropout}
-        return pretrained.load_model(AutoModelForSeq2SeqLM, name, **changes)
+        return self._further[0] if self._further else self.network
 
     @torch.no_grad()
     def _go_further(self) -> None:
-        if not self.extrapolation or not self.pretrained:
+        if not self._begun:
             return
-        if not speed.is_whole(self._trainer):
-            raise BadInput(
-                f"model.extrapolation={self.extrapolation}: it needs whole weights, which trainer.strategy shards; set it to 0."
-            )
-        begun = self._load(self.pretrained)
-        if any(self.growth.values()):
-            begun = grow(begun, *self.growth.values())
         further = deepcopy(self.network)
-        for weight, first in zip(further.parameters(), begun.parameters(), strict=True):
-            weight.add_(weight - first.to(weight), alpha=self.extrapolation)
-        self.further[:] = [further.eval()]
+        for weight, begun in zip(further.parameters(), self._begun, strict=True):
+            weight.add_(weight - begun.to(weight), alpha=self.extrapolation)
+        self._further[:] = [further.eval()]
 
     def _decodes_greedily(self) -> bool:
         """Whether litlab's own decoding can be used, which reads the weights of a T5 directly: not if they are sharded."""
