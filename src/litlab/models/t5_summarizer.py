@@ -167,7 +167,7 @@ class T5Summarizer(LightningModule):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """The mean loss over the tokens of the summaries, a number."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        return (self.network if self.training else self._evaluated)(**inputs).loss
+        return self._evaluated(**inputs).loss
 
     def on_train_start(self) -> None:
         """Divide the steps between the targets and the risk."""
