@@ -1,3 +1,4 @@
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5F
 from litlab import speed
 from litlab.errors import BadInput
 from litlab.models import minimum_risk
-from litlab.models.minimum_risk import chances_of, draw, expected_risk, score
+from litlab.models.minimum_risk import chances_of, draw, expected_risk, least_risk, score
+from litlab.models.scores import rouge_scorer
 from litlab.models.t5_summarizer import T5Summarizer
 
 WORDS = ("", "", "red", "blue", "old", "new")  # of the tokens; 0 is padding, 1 ends a summary
@@ -189,6 +191,27 @@ def test_scores_are_three_quarters_rouge_1_and_one_quarter_l() -> None:
     found = score(["red old", "blue red", "new", "old new"], ["red blue", "new old"])
     # red of "red blue" is one of two words both ways; of "blue red" both words, but one in order; F 2/3; both words, one in order
     assert found.tolist() == [pytest.approx([0.5, 0.875]), pytest.approx([2 / 3, 0.875])]
+
+
+def test_the_least_risk_is_the_highest_mean_rouge_1() -> None:
+    source, words = random.Random(0), ("reads", "reading", "a", "the", "File", "files", "lists", "of")
+    hypotheses, drawn = (
+        [" ".join(source.choices(words, k=source.randint(0, 6))) for _ in range(20 * count)] for count in (4, 7)
+    )
+    scorer, expected = rouge_scorer(["rouge1"]), []
+    for text in range(20):
+        of_text = drawn[7 * text : 7 * text + 7]
+        means = [
+            sum(found["rouge1"].fmeasure for found in scorer(of_text, [hypothesis] * 7))
+            for hypothesis in hypotheses[4 * text : 4 * text + 4]
+        ]
+        expected.append(4 * text + max(range(4), key=lambda which, means=means: round(means[which], 9)))
+    assert least_risk(hypotheses, drawn, 20).tolist() == expected
+    assert len({which % 4 for which in expected}) == 4
+
+
+def test_of_hypotheses_with_the_same_risk_the_likeliest_is_taken() -> None:
+    assert least_risk(["红", "蓝", "blue red", "red blue"], ["红", "蓝", "red", "blue"], 2).tolist() == [0, 2]
 
 
 def test_the_network_sees_few_widths() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from litlab.models.t5_decoding import _recordings, fixed_shapes, greedy
+from litlab.models.t5_decoding import BeamCache, _recordings, fixed_shapes, greedy, sample
 
 LIMIT = 24
 
@@ -44,6 +44,19 @@ def test_summaries_end_at_different_times_and_stay_padded() -> None:
     assert torch.equal(ours, theirs) and len(lengths.unique()) > 3
 
 
+def test_several_summaries_of_a_text_are_those_of_as_many_equal_texts() -> None:
+    model, count = network(), 5
+    model.generation_config.eos_token_id = [1, *range(5, 15)]  # texts and summaries end at different times
+    chances = torch.rand(17 * count, LIMIT, generator=torch.Generator().manual_seed(2))
+    encoded, mask = model.encoder(**texts()).last_hidden_state, texts()["attention_mask"]
+    ours = sample(model, encoded, mask, chances)
+    assert torch.equal(
+        ours, sample(model, *(each.repeat_interleave(count, dim=0) for each in (encoded, mask)), chances)
+    )
+    lengths = (ours != 0).sum(dim=1).view(17, count)
+    assert len(lengths.unique()) > 5 and len(lengths.amax(dim=1).unique()) > 2 and (lengths != lengths[:, :1]).any()
+
+
 def test_in_bfloat16_nearly_all_tokens_are_those_of_generate() -> None:
     model = network()
     with torch.autocast("cpu", torch.bfloat16):
@@ -82,6 +95,16 @@ def test_fixed_shapes_are_used_again_and_follow_the_weights() -> None:
         assert torch.equal(ours, greedy(model, **some, **limits))
         recordings.add(id(_recordings[model][1]))
     assert len(recordings) == 1
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_beam_search_needs_no_copies_of_what_is_remembered_of_the_texts(size: int) -> None:
+    model = network()
+    model.generation_config.eos_token_id = [1, *range(5, 9)]
+    settings = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": LIMIT, "no_repeat_ngram_size": size}
+    theirs = model.generate(**texts(), **settings, do_sample=False)
+    assert torch.equal(model.generate(**texts(), **settings, do_sample=False, past_key_values=BeamCache()), theirs)
+    assert len(theirs.unique(dim=0)) > 40
 
 
 def test_without_an_end_summaries_are_written_to_the_limit() -> None:

@@ -16,7 +16,7 @@ from litlab.errors import BadInput
 
 
 class PretrainedModel(Callback):
-    """Writes the network, as it is when the training ends (not extrapolated), and its tokenizer into model/ of the run directory.
+    """Writes the network, as it is when the training ends, and its tokenizer into model/ of the run directory.
 
     The folder is what `save_pretrained` writes and `--model.pretrained` takes: weights in safetensors, in bfloat16, which
     halves their size. It needs a module whose `network` is a model of transformers, data with a `tokenizer`, and a strategy

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
 LOOKS = 8  # tokens between two looks on a GPU whether all summaries have ended: each look waits for it
 WIDTH = 64  # tokens to whose multiples the texts' length is rounded on a GPU, so that recordings are used again
@@ -28,13 +28,14 @@ class _Layer:
         encoded: what the encoder has made of the texts, (batch, text length, model width).
         dtype: of matrix products.
         limit: most tokens of a summary.
+        count: summaries of each text.
     """
 
-    def __init__(self, block: nn.Module, encoded: Tensor, dtype: torch.dtype, limit: int) -> None:
+    def __init__(self, block: nn.Module, encoded: Tensor, dtype: torch.dtype, limit: int, count: int = 1) -> None:
         inner, cross, self.feed_forward = block.layer  # type: ignore[misc]
         self.inner_norm, self.cross_norm = inner.layer_norm, cross.layer_norm
         inner, cross = inner.SelfAttention, cross.EncDecAttention
-        self.heads, self.dtype = inner.n_heads, dtype
+        self.heads, self.dtype, self.count = inner.n_heads, dtype, count
         self.inner_inputs = torch.cat([inner.q.weight, inner.k.weight, inner.v.weight]).to(dtype)
         self.inner_output, self.cross_output = inner.o.weight.to(dtype), cross.o.weight.to(dtype)
         self.cross_query = cross.q.weight.to(dtype)
@@ -47,11 +48,11 @@ class _Layer:
         self.text_keys, self.text_values = (
             some.to(torch.float32, memory_format=torch.contiguous_format) for some in (keys, values)
         )
-        size, width = (len(encoded), self.heads), inner.key_value_proj_dim
+        size, width = (len(encoded) * count, self.heads), inner.key_value_proj_dim
         self.keys = torch.empty(*size, limit, width, device=encoded.device)
         self.values = torch.empty(*size, width, limit, device=encoded.device)
 
-    def step(self, hidden: Tensor, position: Any, bias: Tensor, real: Tensor) -> Tensor:
+    def step(self, hidden: Tensor, position: Any, bias: Tensor, real: Tensor, places: Tensor | None = None) -> Tensor:
         """What the layer makes of the last token of each summary, (batch, 1, model width).
 
         Args:
@@ -59,6 +60,8 @@ class _Layer:
             position: of the token, a number or, for shapes that do not change, a tensor (1,).
             bias: of its attention to the tokens up to itself, (1, heads, 1, position + 1), or to all, (1, heads, 1, limit).
             real: 0 for the tokens of the texts, nearly minus infinity for padding, (batch, 1, 1, text length).
+            places: of each summary among those of all texts that are left, with `count` of each, (summaries,); None: each is
+                the only one of its text.
         """
         query, key, value = self._heads(F.linear(self.inner_norm(hidden).to(self.dtype), self.inner_inputs), 3)
         if torch.is_tensor(position):
@@ -67,27 +70,37 @@ class _Layer:
         else:
             self.keys[:, :, position], self.values[:, :, :, position] = key[:, :, 0], value[:, :, 0]
             keys, values = self.keys[:, :, : position + 1], self.values[:, :, :, : position + 1]
-        hidden = hidden + self._attend(query, keys, values, bias, self.inner_output)
+        hidden = hidden + F.linear(self._attend(query, keys, values, bias), self.inner_output)
         (query,) = self._heads(F.linear(self.cross_norm(hidden).to(self.dtype), self.cross_query), 1)
-        hidden = hidden + self._attend(query, self.text_keys, self.text_values, real, self.cross_output)
+        if places is not None:
+            # side by side, so that the keys and values of a text are read once for all of its summaries
+            texts, _, _, width = self.text_keys.shape
+            side = query.new_zeros(texts * self.count, self.heads, width)
+            side[places] = query[:, :, 0]
+            query = side.view(texts, self.count, self.heads, width).transpose(1, 2)
+        attended = self._attend(query, self.text_keys, self.text_values, real)
+        if places is not None:
+            attended = attended.flatten(0, 1)[places, None]
+        hidden = hidden + F.linear(attended, self.cross_output)
         return self.feed_forward(hidden)
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the summaries."""
-        for name in ("keys", "values", "text_keys", "text_values"):
-            setattr(self, name, getattr(self, name)[rows])
+    def keep(self, rows: Tensor, texts: Tensor) -> None:
+        """Go on with some of the summaries, and their texts."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.text_keys, self.text_values = self.text_keys[texts], self.text_values[texts]
 
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(batch, length, parts x heads x width) as tensors (batch, heads, length, width)."""
         batch, length, _ = projected.shape
         return projected.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, output: Tensor) -> Tensor:
-        """Attention of one query, without scaling, in float32: torch's own kernel for bfloat16 takes ten times as long."""
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """Attention of few queries, (batch, queries, heads x width), without scaling."""
+        # in float32: torch's own kernel for bfloat16 takes ten times as long
         with torch.autocast(query.device.type, enabled=False):
             scores = (keys @ query.float().transpose(2, 3)).transpose(2, 3) + bias
             attended = values @ scores.softmax(dim=3).transpose(2, 3)
-        return F.linear(attended.to(self.dtype).flatten(1)[:, None], output)
+        return attended.permute(0, 3, 1, 2).flatten(2).to(self.dtype)
 
 
 @torch.no_grad()
@@ -123,12 +136,12 @@ def greedy(
 
 
 @torch.no_grad()
-def sample(network: T5ForConditionalGeneration, input_ids: Tensor, attention_mask: Tensor, chances: Tensor) -> Tensor:
+def sample(network: T5ForConditionalGeneration, encoded: Tensor, attention_mask: Tensor, chances: Tensor) -> Tensor:
     """Several summaries of each text, every token drawn with the probability that the network gives it.
 
     Args:
         network: a T5 in evaluation mode.
-        input_ids: texts as tokens, (batch, length).
+        encoded: what its encoder makes of the texts, (batch, length, model width).
         attention_mask: 1 for real tokens, 0 for padding, (batch, length).
         chances: what decides, evenly distributed between 0 and 1, (batch x summaries of a text, longest summary).
 
@@ -142,7 +155,6 @@ def sample(network: T5ForConditionalGeneration, input_ids: Tensor, attention_mas
         drawn = chances[rows, written.shape[1] - 1, None] * sums[:, -1:]
         return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
 
-    encoded = network.encoder(input_ids, attention_mask).last_hidden_state
     return _write(network, encoded, attention_mask, chances.shape[1], choose, len(chances) // len(encoded))
 
 
@@ -170,24 +182,20 @@ def _write(
     pad = config.pad_token_id or 0
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
     ends = ends_of(network)
-    layers = [_Layer(block, encoded, dtype, max_new_tokens) for block in decoder.block]
+    layers = [_Layer(block, encoded, dtype, max_new_tokens, count) for block in decoder.block]
     biases = _biases(network, max_new_tokens, dtype)
     head = network.lm_head.weight.to(dtype)
     real = (attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min
-    if count > 1:
-        again = torch.arange(len(encoded), device=device).repeat_interleave(count)
-        real = real[again]
-        for layer in layers:
-            layer.keep(again)
-    # tokens of all summaries, beginning with the decoder's start; `rows` are those that are still written
-    tokens = torch.full((len(real), max_new_tokens + 1), pad, device=device)
+    # tokens of all summaries, beginning with the decoder's start; `rows` are those that are still written, `texts` theirs
+    tokens = torch.full((len(encoded) * count, max_new_tokens + 1), pad, device=device)
     tokens[:, 0] = _start_of(network)
-    rows = torch.arange(len(real), device=device)
+    rows, texts = torch.arange(len(tokens), device=device), torch.arange(len(encoded), device=device)
+    places = rows if count > 1 else None
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for position in range(max_new_tokens):
         hidden = decoder.embed_tokens(tokens[rows, position, None])
         for layer in layers:
-            hidden = layer.step(hidden, position, biases[:, :, position, None, : position + 1], real)
+            hidden = layer.step(hidden, position, biases[:, :, position, None, : position + 1], real, places)
         hidden = decoder.final_layer_norm(hidden)
         if config.scale_decoder_outputs:
             hidden = hidden * config.d_model**-0.5
@@ -200,10 +208,24 @@ def _write(
             return tokens[:, 1 : position + 2]
         if left < LEFT * len(rows):
             on = (~ended).nonzero()[:, 0]
-            rows, ended, real = rows[on], ended[on], real[on]
+            rows, ended = rows[on], ended[on]
+            left_texts, of = (rows // count).unique(return_inverse=True)
+            kept, texts = torch.searchsorted(texts, left_texts), left_texts
+            real, places = real[kept], of * count + rows % count if count > 1 else None
             for layer in layers:
-                layer.keep(on)
+                layer.keep(on, kept)
     return tokens[:, 1:]
+
+
+class BeamCache(EncoderDecoderCache):
+    """What a T5's decoder remembers in beam search, without copying what it remembers of the texts: all hypotheses of one share it."""
+
+    def __init__(self) -> None:
+        super().__init__(DynamicCache(), DynamicCache())
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Go on with these hypotheses; each comes from one of the same text."""
+        self.self_attention_cache.reorder_cache(beam_idx)
 
 
 def ends_of(network: T5ForConditionalGeneration) -> Tensor:

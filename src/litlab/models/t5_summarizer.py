@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from litlab import pretrained, speed
 from litlab.errors import BadInput
 from litlab.models import optimizer
-from litlab.models.minimum_risk import chances_of, expected_risk
+from litlab.models.minimum_risk import chances_of, draw, expected_risk, least_risk
 from litlab.models.scores import SummarizationScores
 from litlab.models.t5 import check_heads, grow, new_t5
-from litlab.models.t5_decoding import ends_of, greedy
+from litlab.models.t5_decoding import BeamCache, ends_of, greedy
 
 CAPPED_SHARE = 0.05  # of summaries that reach the limit: more are worth a warning
 
@@ -50,9 +49,9 @@ class T5Summarizer(LightningModule):
             models/minimum_risk.py); random weights score too little to learn so.
         risk_after: share of all steps that come first and learn the targets all the same, as texts of a new kind need.
         likelihood: share of maximum likelihood in the loss of minimum risk training.
-        extrapolation: validation, test and prediction use pretrained + (1 + extrapolation) x (trained - pretrained) weights (ExPO,
-            Zheng et al., 2024); 0: the trained ones, as always after random weights. Checkpoints, and model/ of the callback
-            PretrainedModel, hold the trained ones.
+        mbr_samples: draw as many summaries of each text and take, of the hypotheses of beam search, the one that has the highest
+            ROUGE-1 if theirs are the targets (minimum Bayes risk decoding, models/minimum_risk.py); 0: the likeliest one, as
+            always in the validations of a training, for their time, and of texts without letters a to z.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW, on the weight matrices.
         schedule: decay of the learning rate after the warm-up.
@@ -78,7 +77,7 @@ class T5Summarizer(LightningModule):
         risk_samples: NonNegativeInt = 0,
         risk_after: optimizer.Fraction = 0.0,
         likelihood: optimizer.Fraction = 0.1,
-        extrapolation: NonNegativeFloat = 0.0,
+        mbr_samples: NonNegativeInt = 0,
         learning_rate: PositiveFloat = 2e-4,
         weight_decay: NonNegativeFloat = 0.01,
         schedule: optimizer.Schedule = "linear",
@@ -101,6 +100,11 @@ class T5Summarizer(LightningModule):
             raise BadInput(
                 "model.risk_samples=1: one summary has no other to be better than; draw at least 2, or 0 for maximum likelihood."
             )
+        if mbr_samples and num_beams == 1:
+            raise BadInput(
+                f"model.mbr_samples={mbr_samples}: greedy decoding leaves nothing to choose from; set model.num_beams to 2 or more, or "
+                "mbr_samples to 0."
+            )
         for name, size in self.sizes.items() if pretrained else ():
             if size != inspect.signature(T5Summarizer).parameters[name].default:
                 raise BadInput(
@@ -122,10 +126,7 @@ class T5Summarizer(LightningModule):
         } | ({"length_penalty": length_penalty} if num_beams > 1 else {})
         self.risk_samples, self.risk_after, self.likelihood = risk_samples, risk_after, likelihood
         self.first_risk_step = 0.0
-        self.extrapolation = extrapolation
-        # lists, so that torch does not register what is in them: the pretrained weights, and the network that is evaluated
-        self._begun: list[Tensor] = []
-        self._further: list[Any] = []
+        self.mbr_samples = mbr_samples
         self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
             learning_rate,
             weight_decay,
@@ -155,19 +156,13 @@ class T5Summarizer(LightningModule):
                     )
                 self.network = grow(self.network, *self.growth.values())
             speed.speed_up(self.network)
-            if self.extrapolation:
-                if not speed.is_whole(self._trainer):
-                    raise BadInput(
-                        f"model.extrapolation={self.extrapolation} needs whole weights, which trainer.strategy shards; set it to 0."
-                    )
-                self._begun = [weight.detach().clone() for weight in self.network.parameters()]
             return
         self.network = new_t5(**self.sizes, dropout=self.dropout or 0.0, vocab_size=self.vocab_size)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """The mean loss over the tokens of the summaries, a number."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        return self._evaluated(**inputs).loss
+        return self.network(**inputs).loss
 
     def on_train_start(self) -> None:
         """Divide the steps between the targets and the risk."""
@@ -182,26 +177,6 @@ class T5Summarizer(LightningModule):
         chances = chances_of(batch["id"], self.global_step, self.risk_samples, limit)
         loss = expected_risk(self.network, batch, chances, self.likelihood, speed.is_whole(self._trainer))
         return loss * batch["weight"]
-
-    def on_validation_start(self) -> None:
-        """Make the network that is evaluated."""
-        self._go_further()
-
-    def on_validation_end(self) -> None:
-        """Forget it: training changes the weights."""
-        self._further.clear()
-
-    def teardown(self, stage: str) -> None:
-        """Forget the network that was evaluated."""
-        self._further.clear()
-
-    def on_test_start(self) -> None:
-        """Make the network that is evaluated."""
-        self._go_further()
-
-    def on_predict_start(self) -> None:
-        """Make the network that is evaluated."""
-        self._go_further()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Score a batch of the validation split."""
@@ -232,27 +207,29 @@ class T5Summarizer(LightningModule):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if self._decodes_greedily():
             limits = {name: self.generation[name] for name in ("max_new_tokens", "no_repeat_ngram_size")}
-            return greedy(self._evaluated, **inputs, **limits)
+            return greedy(self.network, **inputs, **limits)
         # padding is masked, but would be favoured as if it were text
         inputs["input_ids"] = inputs["input_ids"].where(inputs["attention_mask"].bool(), inputs["input_ids"][:, :1])
-        return self._evaluated.generate(**inputs, **self.generation)[:, 1:]  # without the token that starts the decoder
+        count = self.generation["num_beams"] if self.mbr_samples and not self._in_training() else 1
+        settings = self.generation | {"num_return_sequences": count}
+        if isinstance(self.network, T5ForConditionalGeneration):
+            settings |= {"past_key_values": BeamCache(), "use_cache": True, "cache_implementation": None}
+        found = self.network.generate(**inputs, **settings)[:, 1:]  # without the token that starts the decoder
+        if count == 1:
+            return found
+        chances = chances_of(batch["id"], 0, self.mbr_samples, self.generation["max_new_tokens"])
+        texts = (batch["input_ids"], batch["attention_mask"])
+        with torch.random.fork_rng():  # what is not a T5, or is sharded, draws torch's random numbers
+            torch.manual_seed(int(batch["id"][0]))
+            drawn = draw(self.network, *texts, chances, speed.is_whole(self._trainer))
+        return found[least_risk(batch["decode"](found), batch["decode"](drawn), len(batch["id"]))]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and decay, stepped with every batch."""
         return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
 
-    @property
-    def _evaluated(self) -> Any:
-        return self._further[0] if self._further else self.network
-
-    @torch.no_grad()
-    def _go_further(self) -> None:
-        if not self._begun:
-            return
-        further = deepcopy(self.network)
-        for weight, begun in zip(further.parameters(), self._begun, strict=True):
-            weight.add_(weight - begun.to(weight), alpha=self.extrapolation)
-        self._further[:] = [further.eval()]
+    def _in_training(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == "fit"
 
     def _decodes_greedily(self) -> bool:
         """Whether litlab's own decoding can be used, which reads the weights of a T5 directly: not if they are sharded."""
@@ -267,8 +244,8 @@ class T5Summarizer(LightningModule):
         over = ends.cumsum(dim=1) > ends.long()  # beam search fills up with ends
         lengths = (~over & (tokens != self.network.config.pad_token_id)).sum(dim=1)
         capped = ~ends.any(dim=1)
-        training = self.trainer.state.fn == "fit"  # lead-1 does not change: once, with the final scores, is enough
-        scores.update(output["text"], batch["target"], lengths, capped, None if training else batch["source"])
+        texts = None if self._in_training() else batch["source"]  # lead-1 does not change: once, in the end, is enough
+        scores.update(output["text"], batch["target"], lengths, capped, texts)
         return output
 
     def _outputs(self, batch: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
@@ -280,7 +257,7 @@ class T5Summarizer(LightningModule):
         scores.reset()
         self.log_dict(means, sync_dist=True)  # equal everywhere already, but Lightning warns otherwise
         capped = next(float(mean) for name, mean in means.items() if name.endswith("/capped"))
-        if capped > CAPPED_SHARE and self.trainer.state.fn != "fit":
+        if capped > CAPPED_SHARE and not self._in_training():
             warn_of_cut_summaries(capped, self.generation["max_new_tokens"])
 
 
