@@ -219,7 +219,8 @@ class T5Summarizer(LightningModule):
             return found
         chances = chances_of(batch["id"], 0, self.mbr_samples, self.generation["max_new_tokens"])
         texts = (batch["input_ids"], batch["attention_mask"])
-        with torch.random.fork_rng():  # what is not a T5, or is sharded, draws torch's random numbers
+        devices = [texts[0].device] if texts[0].is_cuda else []  # not all GPUs: other processes have theirs
+        with torch.random.fork_rng(devices):  # what is not a T5, or is sharded, draws torch's random numbers
             torch.manual_seed(int(batch["id"][0]))
             drawn = draw(self.network, *texts, chances, speed.is_whole(self._trainer))
         return found[least_risk(batch["decode"](found), batch["decode"](drawn), len(batch["id"]))]
