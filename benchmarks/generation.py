@@ -16,12 +16,12 @@ from transformers import T5ForConditionalGeneration
 
 from benchmarks.race import ROOM, Row, apart, race, report, say, serve, sooner
 from litlab.data.batches import TrainingBatches
-from litlab.data.summarization import Summarization
-from litlab.models.optimizer import rate_at
-from litlab.models.scores import SummarizationScores
-from litlab.models.t5_summarizer import T5Summarizer
-from litlab.precision import Bf16Mixed
-from litlab.training import keep_freed_memory
+from litlab.nn.metrics import SummarizationScores
+from litlab.nn.optimizer import rate_at
+from litlab.training.fit import keep_freed_memory
+from litlab.training.precision import Bf16Mixed
+from project.data.summarization import Summarization
+from project.models.t5_summarizer import T5Summarizer
 
 ROUNDS, STEPS = 5, 1500
 SETTINGS: dict[str, Any] = {"d_model": 256, "d_ff": 1024, "num_layers": 3, "num_heads": 4, "dropout": 0.0}

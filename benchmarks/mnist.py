@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Accuracy
 
 from benchmarks.race import apart, faster, race, report, seconds_of_fit, serve
-from litlab.data.mnist import DEVIATION, MEAN, MNIST
-from litlab.models.optimizer import rate_at
+from litlab.nn.optimizer import rate_at
+from project.data.mnist import DEVIATION, MEAN, MNIST
 
 BATCH, EPOCHS, ROUNDS = 64, 2, 5
 LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 4e-3, 0.3, 0.05

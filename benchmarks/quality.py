@@ -22,10 +22,11 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from benchmarks import bench
 from benchmarks.race import RESULT, say
-from litlab import speed
-from litlab.data import batches, summarization, text_classification
-from litlab.layers import Request
-from litlab.training import fit
+from litlab.cli.settings import Request
+from litlab.data import batches
+from litlab.nn import fast_transformers
+from litlab.training.fit import fit
+from project.data import summarization, text_classification
 
 SEEDS = (0, 1, 2)
 OPTIONS = {
@@ -63,7 +64,7 @@ def cheap_dropout(network: PreTrainedModel) -> None:
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
-                setattr(parent, name, speed.Dropout(child.p))
+                setattr(parent, name, fast_transformers.Dropout(child.p))
 
 
 def no_attention_dropout(network: PreTrainedModel) -> None:
@@ -80,7 +81,7 @@ WAYS = {
     "cheap dropout": Way(change=cheap_dropout),
     "no attention dropout": Way(change=no_attention_dropout),
     "length buckets": Way(by_length=True),
-    ALL: Way("bf16-mixed", speed.speed_up, by_length=True),
+    ALL: Way("bf16-mixed", fast_transformers.speed_up, by_length=True),
 }
 
 
@@ -96,7 +97,7 @@ def train(experiment: str, name: str, seed: int) -> dict[str, Any]:
         The loss curve, and the loss and score of the validation split.
     """
     way = WAYS[name]
-    speed.speed_up = way.change  # type: ignore[assignment]
+    fast_transformers.speed_up = way.change  # type: ignore[assignment]
     if not way.by_length:
         for module in (summarization, text_classification):
             module.by_length = lambda lengths, *rest: batches.shuffled(len(lengths), *rest[:2])  # type: ignore[attr-defined]

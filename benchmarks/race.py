@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from litlab.layers import Request
+from litlab.cli.settings import Request
 
 ROOM = "LITLAB_BENCH_ROOM"  # tells contenders where the data files are
 RESULT = "result of the turn: "
@@ -137,7 +137,7 @@ def seconds_of_fit(*options: str) -> float:
     Args:
         options: as on the command line.
     """
-    from litlab.training import fit  # not above: what it changes in Lightning must not help the peers
+    from litlab.training.fit import fit  # not above: what it changes in Lightning must not help the peers
 
     fit([*options, "--trainer.callbacks+=benchmarks.race.Clock"], Request(), ["litlab", "fit", *options])
     return Clock.ended - Clock.began

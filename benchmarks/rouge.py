@@ -9,8 +9,8 @@ import torch
 from torchmetrics.text.rouge import ROUGEScore
 
 from benchmarks.race import race, report, sooner
-from litlab.data import docstrings
-from litlab.models.scores import SummarizationScores
+from litlab.nn.metrics import SummarizationScores
+from project.data import docstrings
 
 PAIRS, WORDS, ROUNDS = 1000, 54, 9
 

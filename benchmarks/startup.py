@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from benchmarks.race import Row, race, report, sooner
-from litlab import pretrained
-from litlab.data.text_classification import TextClassification
+from litlab.sources import pretrained
+from project.data.text_classification import TextClassification
 
 ROUNDS = 5
 LITLAB = str(Path(sys.executable).with_name("litlab"))

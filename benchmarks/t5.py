@@ -18,8 +18,8 @@ from transformers import (
 
 from benchmarks.race import ROOM, apart, faster, race, report, say, seconds_of_fit, serve, write_jsonl
 from benchmarks.trainers import BEST, arguments, seconds_of_trainer
-from litlab.data import docstrings
-from litlab.data.summarization import Summarization
+from project.data import docstrings
+from project.data.summarization import Summarization
 
 BATCH, STEPS, ROUNDS, SLOW_ROUNDS = 32, 40, 5, 2
 EXAMPLES = BATCH * STEPS  # one epoch: every contender trains on the same texts

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import torch
 
-from litlab.callbacks.throughput import SHOWN
+from litlab.training.throughput import SHOWN
 
 ELSEWHERE = ("run", "dirpath", "best_model_path", "kth_best_model_path", "last_model_path")  # names of places
 

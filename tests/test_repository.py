@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from litlab.__main__ import COMMANDS
-from litlab.cli import LitlabCLI
+from litlab.cli.lightning_cli import LitlabCLI
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((PROJECT / "configs").rglob("*.yaml"))

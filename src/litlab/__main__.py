@@ -12,10 +12,10 @@ from litlab.errors import BadInput, StoppedByGuard
 
 COMMANDS = {
     "fit": (
-        "litlab.commands",
+        "litlab.cli.commands",
         "train: litlab fit -c configs/experiment/mnist_mlp.yaml [--model.learning_rate=3e-3 ...]",
     ),
-    "eval": ("litlab.commands", "score a finished run: litlab eval latest [--split=test]"),
+    "eval": ("litlab.cli.commands", "score a finished run: litlab eval latest [--split=test]"),
 }
 EXIT_CODES = "exit status: 0 done, 2 bad input, 3 stopped by a guard, 75 interrupted and resumable"
 

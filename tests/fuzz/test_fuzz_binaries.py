@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from fuzz.inputs import ROUGH, damaged, texts
 from fuzz.outcomes import examples, outcome
-from litlab.checkpoint_io import AtomicCheckpointIO
-from litlab.data import catalog
-from litlab.data.catalog import Package
-from litlab.data.mnist_files import IDX_FILES, read, unpickle_arrays
-from litlab.resume import load
-from litlab.run_directory import RunDirectory, find, rows
+from litlab.runs.directory import RunDirectory, find, rows
+from litlab.runs.start import load
+from litlab.sources import wheels
+from litlab.sources.wheels import Package
+from litlab.training.checkpoint_io import AtomicCheckpointIO
+from project.data.mnist_files import IDX_FILES, read, unpickle_arrays
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.usefixtures("limited_memory")]
 
@@ -207,7 +207,7 @@ members = st.sampled_from(MEMBERS) | st.text(
 
 
 @st.composite
-def wheels(draw: st.DrawFn) -> tuple[dict[str, bytes], bytes]:
+def packed_wheels(draw: st.DrawFn) -> tuple[dict[str, bytes], bytes]:
     """Files, and a wheel of them."""
     files = draw(st.dictionaries(members, st.binary(max_size=20) | st.just(bytes(5000)), max_size=4))
     file = io.BytesIO()
@@ -222,7 +222,7 @@ def wheels(draw: st.DrawFn) -> tuple[dict[str, bytes], bytes]:
 
 def in_the_cache(content: bytes) -> Package:
     """A package whose wheel is in the cache already, and is the one that the catalog names."""
-    wheel = catalog.cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
+    wheel = wheels.cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
     wheel.parent.mkdir(parents=True, exist_ok=True)
     wheel.write_bytes(content)
     return Package("any", "1.0", wheel.name, hashlib.sha256(content).hexdigest())
@@ -237,10 +237,10 @@ def test_members_of_wheels(wheel: tuple[dict[str, bytes], bytes], member: str, d
     member = data.draw(st.sampled_from([member, *files]))
 
     def use() -> bytes:
-        with catalog.open_member(package, member) as file:
+        with wheels.open_member(package, member) as file:
             return file.read()
 
-    found, refusal = outcome(use, catalog.cache_folder().parent, package.wheel)
+    found, refusal = outcome(use, wheels.cache_folder().parent, package.wheel)
     if whole and member in files:
         assert refusal == "" and found == files[member]
     elif whole:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from fuzz.inputs import damaged, texts
 from fuzz.outcomes import examples, outcome
-from litlab import explain, layers
-from litlab.cli import LitlabCLI
-from litlab.data.catalog import cache_folder
+from litlab.cli import messages, settings
+from litlab.cli.lightning_cli import LitlabCLI
 from litlab.errors import BadInput
+from litlab.sources.wheels import cache_folder
 
 pytestmark = pytest.mark.fuzz
 
@@ -35,7 +35,7 @@ SCALARS = [
     "{a: {b: 1}}", "[1, 2]", "[a, {b: c}]", "{", "[", "}", "|", ">", "@x", "%x", "`", "é", "漢字", "\u2028", "\x1b[31m",
     "\ufeff", "\0", "a: b: c", "# none", "- 1", "? x", "\t", "x" * 3000, "[" * 2000, "{a: " * 400, "linear", "cosine",
     "auto", "cpu", "gpu", "ddp", "lightning.pytorch.callbacks.Timer", "EarlyStopping",
-    "litlab.models.mnist_mlp.MnistMLP", "litlab.data.mnist.MNIST", "litlab.nowhere.X", "builtins.int",
+    "project.models.mnist_mlp.MnistMLP", "project.data.mnist.MNIST", "litlab.nowhere.X", "builtins.int",
     "builtins.dict", "os.path", "os.getcwd", ".a.B", "a..B", "litlab.errors.BadInput", "torch.nn.Linear",
     "collections.abc.Sized", "!!python/object/apply:os.mkdir [marker]", "!!python/name:os.system",
     "!!python/object/new:os.system [touch marker]",
@@ -146,9 +146,9 @@ def test_configuration_files(project: Path, content: bytes) -> None:
     path = project / "overlay.yaml"
     path.write_bytes(content)
 
-    def use() -> explain.Settings:
-        layers.check([path])
-        return explain.Settings([], [path])
+    def use() -> messages.Settings:
+        settings.check([path])
+        return messages.Settings([], [path])
 
     found, refusal = outcome(use, project, str(path))
     assert not os.path.lexists("marker")
@@ -167,17 +167,17 @@ def test_configuration_files(project: Path, content: bytes) -> None:
 @examples(2000)
 @given(command_lines)
 def test_words_of_a_command_line(project: Path, arguments: list[str]) -> None:
-    def use() -> tuple[layers.Request, list[str], list[Path], explain.Settings]:
-        request, rest = layers.take_request(arguments)
-        files = layers.all_files(rest)
-        return request, rest, files, explain.Settings(rest, files)
+    def use() -> tuple[settings.Request, list[str], list[Path], messages.Settings]:
+        request, rest = settings.take_request(arguments)
+        files = settings.all_files(rest)
+        return request, rest, files, messages.Settings(rest, files)
 
     result, refusal = outcome(use, project)
     if refusal:
         return
     request, rest, files, found = result
     assert [word for word in rest if word.startswith(("--resume=", "--fork=", "--init="))] == []
-    assert (request == layers.Request()) == (rest == arguments)
+    assert (request == settings.Request()) == (rest == arguments)
     assert files[0] == project / "configs" / "base.yaml" and all(file.is_file() for file in files)
     name, equals, value = "".join(rest[-1:]).removeprefix("--").partition("=")
     if equals and rest[-1].startswith("--"):
@@ -197,7 +197,7 @@ def test_names_of_folders(project: Path, name: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LITLAB_RUNS", name)
             patch.setenv("LITLAB_CACHE", name)
-            return layers.runs_folder([Path(name)]), cache_folder()
+            return settings.runs_folder([Path(name)]), cache_folder()
 
     folders, refusal = outcome(use, project)
     assert refusal == ""
@@ -224,13 +224,13 @@ MESSAGES = [
 @examples(2500)
 @given(st.sampled_from(MESSAGES), st.sampled_from(NAMES), scalars, command_lines)
 def test_what_the_parser_says(project: Path, message: str, name: str, word: str, arguments: list[str]) -> None:
-    settings = explain.Settings(arguments, [])
+    settings = messages.Settings(arguments, [])
     said = message.format(name=name, word=word)
 
     def use() -> None:
-        sentence = explain.problem(said, settings, NAMES)
-        assert sentence[0] == explain.OPEN and sentence[-1] == explain.CLOSE
-        assert explain.problem(f"more of it: {sentence}", settings, NAMES) == sentence
+        sentence = messages.problem(said, settings, NAMES)
+        assert sentence[0] == messages.OPEN and sentence[-1] == messages.CLOSE
+        assert messages.problem(f"more of it: {sentence}", settings, NAMES) == sentence
         raise BadInput(sentence[1:-1])
 
     outcome(use, project)

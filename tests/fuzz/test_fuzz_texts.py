@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 
 from fuzz.inputs import BOM, ROUGH, damaged, filled_texts, texts
 from fuzz.outcomes import examples, outcome
-from litlab.data import catalog, docstrings, hub, tokens
-from litlab.data.catalog import Package
-from litlab.data.summarization import Summarization
-from litlab.data.tables import Rows, open_source, read, read_splits
-from litlab.data.text_classification import TextClassification, checked, encode
+from litlab.data import token_cache
+from litlab.data.splits import Rows, open_source, read, read_splits
 from litlab.errors import BadInput
+from litlab.sources import hub, wheels
+from litlab.sources.wheels import Package
+from project.data import docstrings
+from project.data.summarization import Summarization
+from project.data.text_classification import TextClassification, checked, encode
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.usefixtures("limited_memory")]
 
@@ -392,7 +394,7 @@ many_rows = st.lists(st.tuples(filled_texts, st.sampled_from("xy")), min_size=RO
 
 
 def cached_folders() -> list[str]:
-    return sorted(path.name for path in (catalog.cache_folder() / "tokens").glob("*") if path.suffix != ".lock")
+    return sorted(path.name for path in (wheels.cache_folder() / "tokens").glob("*") if path.suffix != ".lock")
 
 
 @examples(250)
@@ -451,7 +453,7 @@ def build(folder: Path) -> dict[str, Any]:
 @examples(800)
 @given(st.data())
 def test_a_damaged_cache_of_tokens_is_made_again(data: st.DataObject) -> None:
-    folder, meta = tokens.cached({"what": "fuzz"}, build)
+    folder, meta = token_cache.cached({"what": "fuzz"}, build)
     file = folder / data.draw(st.sampled_from(["meta.json", "meta.json", "train/id.int64"]))
     content = file.read_bytes()
     if file.name == "meta.json":
@@ -462,7 +464,7 @@ def test_a_damaged_cache_of_tokens_is_made_again(data: st.DataObject) -> None:
     else:
         file.write_bytes(data.draw(damaged(st.just(content)).filter(lambda damage: len(damage) != len(content))))
     whole = file.read_bytes() == content
-    (again, found), _ = outcome(lambda: tokens.cached({"what": "fuzz"}, build), folder.parent)
+    (again, found), _ = outcome(lambda: token_cache.cached({"what": "fuzz"}, build), folder.parent)
     assert (again, found) == (folder, meta), "facts of another cache" if whole else "the damage was not seen"
     assert (folder / "train" / "id.int64").stat().st_size == 80
 
@@ -496,7 +498,7 @@ OWN_CODE = [Path(module.__file__).read_bytes() for module in (docstrings, hub)]
     )
 )
 def test_docstrings_of_any_code(room: Path, code: bytes) -> None:
-    wheel = catalog.cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
+    wheel = wheels.cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
     wheel.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("any/code.py", code)

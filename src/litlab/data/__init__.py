@@ -1,1 +1,1 @@
-"""Where data comes from and how it becomes batches: one LightningDataModule per file."""
+"""How examples become batches: batches, token cache, table readers."""

@@ -1,0 +1,1 @@
+"""How src/project/pretrained/t5-documentation was made."""

@@ -1,0 +1,321 @@
+"""English prose out of open-source packages, to pretrain on: docstrings, guides and the descriptions of web services.
+
+`texts()` gives documents; `gap_sentences()` gives sentences and the passages that they were taken from; `pairs()` gives first
+sentences and what follows them, as `docstrings` does, from other projects.
+Everything is read out of pinned wheels, of which nothing is imported, installed or unpacked to disk. What resembles the
+validation and test splits of `docstrings` is left out, as are the projects these come from.
+"""
+
+import gzip
+import hashlib
+import html
+import inspect
+import json
+import multiprocessing
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache, partial
+from itertools import chain
+from pathlib import Path
+
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from litlab.errors import BadInput
+from litlab.sources import wheels as catalog
+from litlab.sources.wheels import Package, progress
+from project.data import docstrings
+from project.data.docstrings import (
+    BOILERPLATE,
+    ENGLISH,
+    MAX_SAME_TARGET,
+    NOT_THE_PROJECT,
+    SENTENCE_END,
+    SEQUENCE_WORDS,
+    WORD,
+    normal_words,
+    package_of,
+    pair_of,
+    share_of,
+    without_markup,
+)
+
+CLEANING = 2  # raise it whenever the same wheels would give other texts, pairs or gap sentences
+LISTED = Path(__file__).with_name("packages.txt")
+FOR_PAIRS = Path(__file__).with_name("packages_for_pairs.txt")  # of which texts() reads nothing
+MIN_WORDS = 6  # of a paragraph
+MIN_PAIR_WORDS = 12  # of what follows a first sentence; fewer than in docstrings, for twice as many pairs
+MAX_SHARED = 0.2  # of a paragraph's five-word sequences with those of a split that scores are computed on
+MAX_PROCESSES = 8  # that read wheels; the longest wheels take as long as an eighth of all
+PASSAGE_WORDS = 90  # at most, out of which one sentence is taken
+MIN_GAP_WORDS, MAX_GAP_WORDS = 4, 25  # of that sentence
+MIN_GAP_SHARE = 0.5  # of its content words that stand in the rest of the passage
+MAX_FILE = 3_000_000  # bytes of a plain text; longer ones are word lists and logs
+
+# where a paragraph begins: behind an empty line, at a list item, at a field, at "name (type): "
+BEGINS = re.compile(
+    r"\n\s*\n|\n(?=\s*(?:[-*+•]|\d{1,2}[.)])\s)|\n(?=\s*[:@]\w)|\n(?=\s*\*{0,2}\w[\w.]*(?: ?\([^)\n]*\))?:\s)"
+)
+LABEL = re.compile(
+    r"\s*(?:[-*+•]\s+|\d{1,2}[.)]\s+|:[\w ,.`\[\]-]+:\s+|@\w+\s+\w+\s+|#+\s+|\*{0,2}\w[\w.]*(?: ?\([^)\n]*\))?:\s+|\.\.\s+\w+::\s*)"
+)
+SENTENCES = re.compile(r"[\"'(]?[A-Z][^`{}<>|\\=_@#~^\[\]]{25,}[.!?][\"')]?")
+STRING = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
+DESCRIPTION = re.compile(
+    r'"(?:description|documentation|Description|longDescription|text)"\s*:\s*"((?:[^"\\]|\\.){30,})"'
+)
+LINE_TAG = re.compile(r"</(?:p|li|h\d|dd|dt)>|<br ?/?>", re.IGNORECASE)
+TAG = re.compile(r"<[^<>]{1,200}>")
+
+Pair = tuple[str, str]
+
+
+def packages(listed: Path) -> list[Package]:
+    """The wheels, which a file lists with their licences."""
+    lines = (line.split() for line in listed.read_text().splitlines() if not line.startswith("#"))
+    return [package_of(wheel, sha256) for wheel, sha256, *_ in lines]
+
+
+def key(*lists: Path) -> str:
+    """Names what the wheels of these lists give: changes with any package and with the cleaning."""
+    wheels = [package.sha256 for listed in lists for package in packages(listed)]
+    return hashlib.sha256(repr((CLEANING, docstrings.key(), wheels)).encode()).hexdigest()[:16]
+
+
+def texts() -> pyarrow.Table:
+    """The documents, in the column text: the prose of a file, a line to a paragraph or docstring; no paragraph comes twice.
+
+    Raises:
+        BadInput: if a wheel cannot be had or the cache cannot be written.
+    """
+    return pyarrow.parquet.read_table(_built() / "texts.parquet")
+
+
+def pairs() -> pyarrow.Table:
+    """First sentences in the column summary, what follows them in the column text, out of the wheels of both lists.
+
+    Raises:
+        BadInput: if a wheel cannot be had or the cache cannot be written.
+    """
+    file = catalog.cache_folder() / "documentation_pairs" / f"{key(LISTED, FOR_PAIRS)}.parquet"
+    with _build_once(file) as scratch:
+        if scratch:
+            first = pyarrow.parquet.read_table(_built() / "pairs.parquet")
+            known = zip(first["text"].to_pylist(), first["summary"].to_pylist(), strict=True)
+            wheels = _read_wheels(packages(FOR_PAIRS), scratch.parent, with_paragraphs=False)
+            more = (pair for _, of_wheel in wheels for pair in of_wheel)
+            pyarrow.parquet.write_table(_table_of(list(_without_repeats(chain(known, more)))), scratch)
+    return pyarrow.parquet.read_table(file)
+
+
+def gap_sentences() -> pyarrow.Table:
+    """Sentences taken out of their surroundings, in the column summary, and what remains there, in the column text.
+
+    Each is the sentence of its passage of whose content words the largest share stands in the others, so that it can be
+    written by one who has read them; after PEGASUS (Zhang et al., 2020), which scores sentences by ROUGE-1 and marks the gap.
+
+    Raises:
+        BadInput: if a wheel cannot be had or the cache cannot be written.
+    """
+    times: Counter[str] = Counter()
+    found: list[Pair] = []
+    for document in progress(texts()["text"].to_pylist(), "taking sentences out", unit="document"):
+        for text, sentence in filter(None, map(_gap_in, _passages(document))):
+            times[sentence] += 1
+            if times[sentence] <= MAX_SAME_TARGET:
+                found.append((text, sentence))
+    return _table_of(found)
+
+
+def _table_of(found: list[Pair]) -> pyarrow.Table:
+    return pyarrow.table({"text": [source for source, _ in found], "summary": [target for _, target in found]})
+
+
+def _passages(document: str) -> Iterator[list[str]]:
+    """The sentences of a document, at most `PASSAGE_WORDS` words together."""
+    passage: list[str] = []
+    words = 0
+    for sentence in SENTENCE_END.split(document.replace("\n", " ")):
+        count = len(sentence.split())
+        if passage and words + count > PASSAGE_WORDS:
+            yield passage
+            passage, words = [], 0
+        passage.append(sentence)
+        words += count
+    yield passage
+
+
+def _gap_in(passage: list[str]) -> Pair | None:
+    """What remains of a passage, and the sentence taken out; None if it is short, if none shares enough, or if it would be copied."""
+    content = [{word for word in normal_words(sentence) if not ENGLISH.fullmatch(word)} for sentence in passage]
+    times = Counter(word for words in content for word in words)
+    shares = [
+        sum(times[word] > 1 for word in words) / len(words)
+        if len(words) > 1 and MIN_GAP_WORDS <= len(sentence.split()) <= MAX_GAP_WORDS and sentence.endswith(".")
+        else 0.0
+        for sentence, words in zip(passage, content, strict=True)
+    ]
+    best = shares.index(max(shares))
+    text, sentence = " ".join(passage[:best] + passage[best + 1 :]), passage[best]
+    copied = " ".join(normal_words(sentence)) in " ".join(normal_words(text))
+    return (text, sentence) if len(passage) > 2 and shares[best] >= MIN_GAP_SHARE and not copied else None
+
+
+def _built() -> Path:
+    folder = catalog.cache_folder() / "documentation" / key(LISTED)
+    with _build_once(folder) as scratch:
+        if scratch:
+            documents: list[str] = []
+            found: list[Pair] = []
+            seen: set[bytes] = set()
+            for paragraphs_of_files, of_wheel in _read_wheels(packages(LISTED), scratch.parent, with_paragraphs=True):
+                found += of_wheel
+                for paragraphs in paragraphs_of_files:
+                    if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
+                        documents.append("\n".join(fresh))
+            scratch.mkdir()
+            pyarrow.parquet.write_table(pyarrow.table({"text": documents}), scratch / "texts.parquet")
+            pyarrow.parquet.write_table(_table_of(list(_without_repeats(found))), scratch / "pairs.parquet")
+    return folder
+
+
+def _build_once(target: Path) -> AbstractContextManager[Path | None]:
+    # the processes that read the wheels run a script without it again while they start, and would wait for their parent for ever;
+    # that they are starting, nothing public tells
+    if getattr(multiprocessing.current_process(), "_inheriting", False) and not target.exists():
+        raise BadInput("a script that prepares data needs `if __name__ == '__main__':` around what it does.")
+    return catalog.build_once(target, "caching the documentation")
+
+
+def _read_wheels(
+    wheels: list[Package], room: Path, with_paragraphs: bool
+) -> Iterator[tuple[list[list[str]], list[Pair]]]:
+    """What `read_wheel` gives of each, in their order; downloads go through the empty folder `room`."""
+    docstrings.table()  # made here and not by each process
+    paths = catalog.fetch_all(wheels, room)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # not forked: this process has threads
+    context = multiprocessing.get_context("spawn")
+    with _one_sentence(), ProcessPoolExecutor(min(cores, MAX_PROCESSES), context) as processes:
+        yield from progress(
+            processes.map(partial(read_wheel, with_paragraphs=with_paragraphs), paths),
+            "reading documentation (once)",
+            unit="package",
+            total=len(wheels),
+        )
+
+
+def _without_repeats(found: Iterable[Pair]) -> Iterator[Pair]:
+    """Drop texts that came before, and first sentences that came often."""
+    times: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    for source, target in found:
+        times[target] += 1
+        wanted = times[target] <= MAX_SAME_TARGET and _is_new(source, seen)
+        if wanted and not target.startswith("["):  # "[Required] Gets the name of this", thousands of times
+            yield source, target
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Say in one sentence that a process died.
+
+    Raises:
+        BadInput: if one did.
+    """
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise BadInput(
+            "a process that reads documentation was killed, for lack of memory or because what is run is no file: free some memory, "
+            "or begin with litlab or with a script that has `if __name__ == '__main__':`."
+        ) from error
+
+
+def _is_new(text: str, seen: set[bytes]) -> bool:
+    digest = hashlib.blake2b(" ".join(normal_words(text)).encode(), digest_size=8).digest()
+    known = len(seen)
+    seen.add(digest)
+    return len(seen) > known
+
+
+def read_wheel(path: Path, with_paragraphs: bool) -> tuple[list[list[str]], list[Pair]]:
+    """The paragraphs of each file in a wheel that has any, if they are wanted, and the pairs of its texts."""
+    files, found = [], []
+    with zipfile.ZipFile(path) as wheel:
+        for member in sorted(wheel.infolist(), key=lambda member: member.filename):
+            paragraphs = []
+            for text in _texts_in(wheel, member):
+                if with_paragraphs:
+                    paragraphs += [
+                        paragraph for paragraph in paragraphs_of(text) if not resembles_evaluation(paragraph)
+                    ]
+                pair = pair_of(text, MIN_PAIR_WORDS)
+                if pair and not resembles_evaluation(" ".join(pair)):
+                    found.append(pair)
+            if paragraphs:
+                files.append(paragraphs)
+    return files, found
+
+
+def _texts_in(wheel: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[str]:
+    """The strings of a file that may hold prose."""
+    name = member.filename
+    if NOT_THE_PROJECT.search(name):
+        return
+    if name.endswith(".py"):
+        code = wheel.read(member).decode(errors="replace")
+        yield from (inspect.cleandoc(one or other) for one, other in STRING.findall(code))
+    elif name.endswith((".rst", ".md", ".txt")) and member.file_size <= MAX_FILE:
+        yield wheel.read(member).decode(errors="replace")
+    elif name.endswith((".json", ".json.gz")):
+        content = wheel.read(member)
+        content = gzip.decompress(content) if name.endswith(".gz") else content
+        for string in DESCRIPTION.findall(content.decode(errors="replace")):
+            try:
+                text = html.unescape(json.loads(f'"{string}"', strict=False))
+            except ValueError:
+                continue
+            yield TAG.sub(" ", LINE_TAG.sub("\n\n", text))
+
+
+def paragraphs_of(text: str) -> list[str]:
+    """The paragraphs that are English sentences from beginning to end, cleaned of markup; lists and fields give their items."""
+    found = []
+    for part in BEGINS.split(text):
+        paragraph = without_markup(LABEL.sub("", part, count=1)) if len(part) > 5 * MIN_WORDS else ""
+        if (
+            SENTENCES.fullmatch(paragraph)
+            and paragraph.isascii()
+            and len(paragraph.split()) >= MIN_WORDS
+            and share_of(paragraph, ENGLISH) >= 0.2
+            and share_of(paragraph, WORD) >= 0.9
+            and not BOILERPLATE.search(paragraph)
+        ):
+            found.append(paragraph)
+    return found
+
+
+def resembles_evaluation(text: str) -> bool:
+    """Whether more than a fifth of a text's five-word sequences occur in the validation and test splits of `docstrings`."""
+    sequences = _sequences(text)
+    return len(sequences & _evaluation_sequences()) > MAX_SHARED * len(sequences)
+
+
+@lru_cache(maxsize=1)
+def _evaluation_sequences() -> set[str]:
+    table = docstrings.table()
+    table = table.filter(pyarrow.compute.not_equal(table["split"], "train"))
+    return set().union(*(map(_sequences, [*table["source"].to_pylist(), *table["target"].to_pylist()])))
+
+
+def _sequences(text: str) -> set[str]:
+    words = normal_words(text)
+    return {" ".join(words[at : at + SEQUENCE_WORDS]) for at in range(len(words) - SEQUENCE_WORDS + 1)}

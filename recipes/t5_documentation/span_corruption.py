@@ -1,0 +1,244 @@
+"""Text to pretrain an encoder-decoder on: spans are replaced by sentinels, and the model says what stood there."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from litlab.data import token_cache
+from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, shuffled
+from litlab.data.splits import Source, SplitChoice, describe, open_source, read, read_splits
+from litlab.errors import BadInput
+
+SENTINELS = 100  # <extra_id_0> and so on, as many as T5 has
+TOKENIZER_SAMPLE = 20_000_000  # bytes of text that a tokenizer is trained on: more changes hardly a token
+SMALLEST_TOKENIZER = 400  # tokens: each byte, the sentinels, and some words
+WHOLE = 2**30  # tokens; no document is cut
+
+
+class SpanCorruption(LightningDataModule):
+    """Documents from a file, a folder, the Hub or the catalog, packed into windows of equal length, without padding.
+
+    All documents of a split follow each other as one sequence of tokens, each closed by `</s>`. An epoch cuts it into windows,
+    at places that the seed and the epoch decide, and hides spans of each, as T5 was pretrained (Raffel et al., 2020,
+    section 3.1.4): 15 % of the tokens, in spans of three on average, each replaced by a sentinel; the target lists the
+    sentinels and what they stand for. A window that is seen again is cut and hidden otherwise. All batches have the same shape,
+    and which tokens they hold is a function of (data, seed, epoch, batch size), however many processes share them.
+
+    Batches hold `id` (batch,), the number of the window; `input_ids` and `attention_mask`, all ones, (batch, input_length); and
+    `labels` (batch, target length); int64.
+
+    Args:
+        source: documentation (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
+            validation in one of these formats; or a Hub id, with @revision or without.
+        configuration: of a Hub data set that has several.
+        text: column of the documents.
+        validation: a split's name, or the fraction of train to hold out; null: validation if there is one, else 0.1.
+        tokenizer_size: most tokens that the tokenizer knows, which is trained on the training split, sentinels included.
+        input_length: tokens of an encoder's input, sentinels and end included.
+        noise_density: share of the tokens that are hidden.
+        mean_span: mean length of what a sentinel replaces, in tokens.
+        batch_size: windows per optimizer step, over all devices and accumulated micro-batches.
+        evaluation_batch_size: windows per device and step in validation; it changes speed, not results.
+        seed: fixes the windows, the spans and the order; follows seed_everything.
+    """
+
+    def __init__(
+        self,
+        source: str = "documentation",
+        configuration: str | None = None,
+        text: str = "text",
+        validation: SplitChoice = None,
+        tokenizer_size: Annotated[int, Field(ge=SMALLEST_TOKENIZER)] = 8192,
+        input_length: Annotated[int, Field(ge=16)] = 256,
+        noise_density: Annotated[float, Field(gt=0, lt=0.5)] = 0.15,
+        mean_span: Annotated[float, Field(ge=1)] = 3.0,
+        batch_size: PositiveInt = 64,
+        evaluation_batch_size: PositiveInt = 64,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.configuration, self.text, self.validation = source, configuration, text, validation
+        self.tokenizer_size = tokenizer_size
+        self.window, self.hidden, self.spans = window_for(input_length, noise_density, mean_span)
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.seed = seed
+        self.fingerprint: str | None = None
+        if self.spans > SENTINELS:
+            raise BadInput(
+                f"data.input_length={input_length} needs {self.spans} sentinels, there are {SENTINELS}: shorten it, hide less or raise "
+                "data.mean_span."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the tokenizer knows."""
+        self.prepare_data()
+        return len(self.tokenizer)
+
+    def prepare_data(self) -> None:
+        """Fetch and tokenize what is not in the cache yet, and open it.
+
+        Raises:
+            BadInput: if the data cannot be used, or there are too few of them for a batch.
+        """
+        if self.fingerprint:
+            return
+        source = open_source(self.source, self.configuration)
+        ingredients = {
+            "what": "documents",
+            "source": source.key,
+            "column_names": [self.text],
+            "splits": [self.validation],
+            "tokenizer": [self.tokenizer_size, SENTINELS, TOKENIZER_SAMPLE],
+        }
+        folder, meta = token_cache.cached(ingredients, lambda scratch: self._build(source, scratch))
+        self.tokenizer = token_cache.open_tokenizer(folder)
+        self.streams = {name: token_cache.Split(folder / name).ragged("text").values for name in meta["examples"]}
+        for name, stream in self.streams.items():
+            if len(stream) < 2 * self.window:
+                raise BadInput(
+                    f"{self.source}, split {name}, has {len(stream):,} tokens: windows of {self.window} need at least "
+                    f"{2 * self.window:,}; give more text or a smaller data.input_length."
+                )
+        self.fingerprint = meta["key"]
+        self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
+        length = self.window - self.hidden + self.spans + 1
+        self.description = (
+            f"{describe(source.name, {**meta, 'columns': {}})}\n"
+            f"tokens     {', '.join(f'{len(stream):,} {name}' for name, stream in self.streams.items())}\n"
+            f"windows    {self.window} tokens, of which {self.hidden} hidden in {self.spans} spans: {length} into the encoder, "
+            f"{self.hidden + self.spans + 1} out of the decoder, no padding"
+        )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache."""
+        self.prepare_data()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must find again: the tokenizer."""
+        return {"tokenizer": token_cache.fingerprint(self.tokenizer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with a checkpoint's.
+
+        Raises:
+            BadInput: if the tokenizer is another one.
+        """
+        if state_dict["tokenizer"] != token_cache.fingerprint(self.tokenizer):
+            raise BadInput(
+                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: use the data of the run."
+            )
+
+    def train_dataloader(self) -> TrainingBatches:
+        """All windows of an epoch in random order."""
+        windows = len(self.streams["train"]) // self.window - 1  # one is lost to where the first begins
+        order = shuffled(windows, self.batch_size, self.seed)
+
+        def plan(epoch: int) -> list[np.ndarray]:  # a number tells both the epoch and the window
+            return [batch + epoch * windows for batch in order(epoch)]
+
+        def fetch(rows: np.ndarray) -> Batch:
+            epoch = int(rows[0]) // windows
+            places = rows - epoch * windows
+            starts = _generator(self.seed, epoch).integers(self.window) + self.window * places
+            return self._batch("train", rows, starts, [_generator(self.seed, epoch, int(at)) for at in places])
+
+        return TrainingBatches.for_trainer(self.trainer, fetch, plan)
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """The windows of the validation split, always hidden in the same way, whatever the seed."""
+        windows = len(self.streams["validation"]) // self.window
+
+        def fetch(rows: np.ndarray) -> Batch:
+            return self._batch("validation", rows, self.window * rows, [_generator(int(row)) for row in rows])
+
+        return EvaluationBatches.for_trainer(self.trainer, fetch, np.arange(windows), self.evaluation_batch_size)
+
+    def _batch(self, split: str, rows: np.ndarray, starts: np.ndarray, generators: list[np.random.Generator]) -> Batch:
+        windows = self.streams[split][starts[:, None] + np.arange(self.window)].astype(np.int64)
+        hidden = np.stack([spans(random, self.window, self.hidden, self.spans) for random in generators])
+        sentinel_and_end: Any = self.tokenizer.convert_tokens_to_ids(["<extra_id_0>", "</s>"])
+        inputs, labels = corrupt(windows, hidden, *sentinel_and_end)
+        return {
+            "id": torch.from_numpy(rows),
+            "input_ids": torch.from_numpy(inputs),
+            "attention_mask": torch.ones(inputs.shape, dtype=torch.int64),
+            "labels": torch.from_numpy(labels),
+        }
+
+    def _build(self, source: Source, folder: Path) -> dict[str, Any]:
+        """Fill a cache folder."""
+        columns = {"data.text": self.text}
+        splits, meta = read_splits(
+            source, lambda table: read(table, columns), {"validation": self.validation}, compared=1
+        )
+        documents = splits["train"].texts[0]
+        every = max(1, documents.nbytes // TOKENIZER_SAMPLE)
+        sample = documents.take(np.arange(0, len(documents), every))
+        tokenizer = token_cache.train_tokenizer([sample], self.tokenizer_size, folder, SENTINELS)
+        for split, rows in splits.items():
+            token_cache.tokenize(
+                token_cache.SplitWriter(folder / split), "text", tokenizer, rows.texts, WHOLE, f"tokenizing {split}"
+            )
+        return meta
+
+
+def window_for(input_length: int, noise_density: float, mean_span: float) -> tuple[int, int, int]:
+    """How many tokens make an input of a given length, how many of them are hidden, and in how many spans.
+
+    The input has the tokens that are not hidden, a sentinel per span, and its end.
+    """
+
+    def parts(window: int) -> tuple[int, int]:
+        hidden = min(max(round(window * noise_density), 1), window - 1)
+        return hidden, min(max(round(hidden / mean_span), 1), window - hidden)
+
+    def length(window: int) -> int:
+        hidden, spans = parts(window)
+        return window - hidden + spans + 1
+
+    window = input_length // 2
+    while length(window + 1) <= input_length:
+        window += 1
+    return window, *parts(window)
+
+
+def spans(random: np.random.Generator, window: int, hidden: int, count: int) -> np.ndarray:
+    """Which tokens of a window are hidden, (window,) bool: `count` spans, the first token is never hidden."""
+    lengths = np.empty(2 * count, np.int64)
+    lengths[0::2], lengths[1::2] = _parts(random, window - hidden, count), _parts(random, hidden, count)
+    return np.repeat(np.arange(2 * count) % 2 == 1, lengths)
+
+
+def corrupt(windows: np.ndarray, hidden: np.ndarray, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, each row closed by `end`.
+
+    Args:
+        windows: tokens, (batch, window).
+        hidden: which of them are hidden, (batch, window) bool; equally many spans and tokens in each row.
+        first: the first sentinel; the others follow.
+        end: the token that ends a sequence.
+    """
+    before = np.pad(hidden, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
+    begins, returns = hidden & ~before, ~hidden & before  # first tokens of what is hidden, and of what is not
+    ends = np.full((len(windows), 1), end)
+
+    def sequence(sentinels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        numbered = np.where(sentinels, first - 1 + np.cumsum(sentinels, axis=1), windows)
+        return np.concatenate([numbered[kept | sentinels].reshape(len(windows), -1), ends], axis=1)
+
+    return sequence(begins, ~hidden), sequence(returns, hidden)
+
+
+def _parts(random: np.random.Generator, total: int, count: int) -> np.ndarray:
+    """A random division of a number into `count` positive ones."""
+    cuts = np.sort(random.choice(total - 1, count - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=total)
+
+
+def _generator(*numbers: int) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(numbers))

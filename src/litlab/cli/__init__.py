@@ -1,0 +1,1 @@
+"""The command line: commands, layers of settings, help and error messages."""

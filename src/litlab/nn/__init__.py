@@ -1,0 +1,1 @@
+"""What models share: optimizer, metrics, faster transformers, decoding."""

@@ -1,0 +1,238 @@
+"""Faster parts for the networks of `transformers`: up to rounding and the choice of random numbers they compute the same.
+
+benchmarks/LOG.md has the gain of each. Second derivatives and torch.func need the network as transformers makes it.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.activations import NewGELUActivation
+from transformers.masking_utils import sdpa_mask
+from transformers.models.bert.modeling_bert import BertPreTrainedModel, BertSelfAttention
+from transformers.models.t5.modeling_t5 import (
+    T5DenseActDense,
+    T5DenseGatedActDense,
+    T5LayerCrossAttention,
+    T5LayerNorm,
+    T5PreTrainedModel,
+)
+
+from litlab.nn import padding_free
+
+ATTENTION = "litlab"
+WHOLE = (SingleDeviceStrategy, DDPStrategy)  # DeepSpeed's derives from one of them
+
+
+def is_whole(trainer: Trainer | None) -> bool:
+    """Whether each process has all weights, whole: only then can code reach into a network's parts."""
+    return trainer is None or type(trainer.strategy) in WHOLE
+
+
+def speed_up(network: PreTrainedModel) -> None:
+    """Exchange parts of a network for faster ones; what it has no faster part for stays.
+
+    Args:
+        network: of any kind. Names and weights do not change.
+    """
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is NewGELUActivation:  # the same function as eight operations
+                setattr(parent, name, nn.GELU(approximate="tanh").train(child.training))
+        if isinstance(parent, BertSelfAttention):
+            parent.register_forward_pre_hook(_cast_once)
+        if type(parent) in FASTER:
+            parent.__class__ = FASTER[type(parent)]
+        if isinstance(parent, T5LayerCrossAttention):
+            vars(parent.EncDecAttention)["is_cross"] = True
+    if isinstance(network, BertPreTrainedModel | T5PreTrainedModel):
+        network.set_attn_implementation(ATTENTION)
+
+
+def _cast_once(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Cast the input of several matrix products as autocast would cast it for each of them."""
+    return (inputs[0].to(_product_dtype(inputs[0])), *inputs[1:])
+
+
+def _product_dtype(input: Tensor) -> torch.dtype:
+    """The type to which a matrix product would cast its input."""
+    device = input.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else input.dtype
+
+
+class Dropout(nn.Dropout):
+    """Dropout that draws 16 random bits per element on a CPU, where torch draws a whole number.
+
+    The probability is rounded to 1/65,536, and what is kept is scaled by the rounded one. Elsewhere it is torch's own.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Zero each element with probability `p`; input and output have the same shape."""
+        if not self.training or input.device.type != "cpu":
+            return super().forward(input)
+        return _drop(input, self.p)
+
+
+def _drop(input: Tensor, p: float) -> Tensor:
+    if torch.compiler.is_compiling():
+        return F.dropout(input, p)
+    dropped = round(p * 2**16)
+    return _Drop.apply(input, dropped) if dropped else input
+
+
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, dropped: int) -> Tensor:
+        if dropped == 2**16:
+            factor = torch.zeros_like(input)
+        else:
+            # numpy draws them sooner, and small whole numbers become factors sooner than truth values do
+            numbers = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))
+            bits = torch.from_numpy(numbers.random_raw(-(-input.numel() // 4)).view(np.int16))
+            first_kept = dropped - 2**15
+            kept = bits[: input.numel()].view(input.shape).clamp_(first_kept - 1, first_kept).sub_(first_kept - 1)
+            scale = torch.tensor(2**16 / (2**16 - dropped), dtype=input.dtype)
+            if input.dtype == torch.bfloat16:
+                factor = kept.mul_(scale.view(torch.int16)).view(torch.bfloat16)  # zero has no bits set
+            else:
+                factor = kept.to(input.dtype).mul_(scale)
+        ctx.save_for_backward(factor)
+        return input * factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return gradient * factor, None
+
+
+class Norm(T5LayerNorm):
+    """T5's normalization, in the type of the matrix products that follow; on a CPU forward and backward are one operation each."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Scale each vector, (..., width), to a mean square of 1, then by the weights."""
+        dtype = _product_dtype(hidden_states)
+        if hidden_states.device.type != "cpu" or {hidden_states.dtype, self.weight.dtype} != {torch.float32}:
+            return super().forward(hidden_states).to(dtype)
+        return _Normalize.apply(hidden_states, self.weight, self.variance_epsilon, dtype)
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        norm = torch.linalg.vector_norm(input, dim=-1, keepdim=True)
+        scale = norm.square_().div_(input.shape[-1]).add_(epsilon).rsqrt_()
+        normal = input * scale
+        ctx.save_for_backward(normal, scale, weight)
+        return (normal * weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        normal, scale, weight = ctx.saved_tensors
+        gradient = gradient.to(normal.dtype)
+        product = (gradient * normal).flatten(0, -2)
+        along = torch.mv(product, weight).div_(-normal.shape[-1]).view(scale.shape)
+        return torch.addcmul(gradient * weight, normal, along).mul_(scale), product.sum(dim=0), None, None
+
+
+class FeedForward(T5DenseActDense):
+    """T5's, without a cast to the weights' type and back."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Shape in and out: (batch, length, width)."""
+        return self.wo(self.dropout(self.act(self.wi(hidden_states))))
+
+
+class GatedFeedForward(T5DenseGatedActDense):
+    """That of T5 1.1, without a cast to the weights' type and back."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Shape in and out: (batch, length, width)."""
+        return self.wo(self.dropout(self.act(self.wi_0(hidden_states)) * self.wi_1(hidden_states)))
+
+
+FASTER: dict[type, type] = {
+    nn.Dropout: Dropout,
+    T5LayerNorm: Norm,
+    T5DenseActDense: FeedForward,
+    T5DenseGatedActDense: GatedFeedForward,
+}
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    longest: int = 0,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Attention of BERT and T5, as `transformers` calls it.
+
+    Args:
+        module: the layer that asks.
+        query: (batch, heads, length, width of a head).
+        key: (batch, heads, other length, width of a head), as `value`.
+        value: what is averaged.
+        mask: true where attention is allowed, (batch, 1, length, other length); None: everywhere, or up to itself.
+        dropout: of the attention weights.
+        scaling: of the scores; None: one over the root of the width.
+        position_bias: of a T5, added to the scores, (1, heads, length, other length).
+        cu_seqlens: of a packed batch, where texts begin and end; `dropout` does not apply there.
+        longest: most tokens of a text of a packed batch.
+        unused: what other kinds of attention take.
+
+    Returns:
+        (batch, length, heads, width of a head), and None in place of the weights.
+    """
+    if cu_seqlens is not None:
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return padding_free.attend(query, key, value, cu_seqlens, longest, scaling)[None], None
+    if mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    if getattr(module, "is_cross", False):
+        position_bias = None  # zeros
+    trains_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16 and module.training
+    bias = mask
+    if trains_on_cpu or position_bias is not None:
+        bias = _joined(position_bias, mask, torch.float32 if trains_on_cpu else query.dtype)
+    if not trains_on_cpu:
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
+        return attended.transpose(1, 2), None
+    # torch's own kernels for this case compute in float32, or have a backward pass that is several times slower
+    factor = query.shape[3] ** -0.5 if scaling is None else scaling
+    scores = (query if factor == 1 else query * factor) @ key.transpose(2, 3)
+    scores = scores.float() if bias is None else scores + bias  # in float32, in which softmax is several times faster
+    weights = scores.softmax(dim=3).to(query.dtype)
+    return (_drop(weights, dropout) @ value).transpose(1, 2), None
+
+
+def _joined(position_bias: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to scores: the bias, and nearly minus infinity where the mask is false; made once for all layers."""
+    owner = mask if position_bias is None else position_bias
+    if owner is None:
+        return None
+    if (joined := getattr(owner, "joined", None)) is None:
+        joined = owner.new_zeros(owner.shape, dtype=dtype) if position_bias is None else position_bias.to(dtype)
+        if mask is not None:
+            joined = joined.masked_fill(~mask, torch.finfo(dtype).min)
+        if joined is not owner:
+            owner.joined = joined  # type: ignore[attr-defined]
+    return joined
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

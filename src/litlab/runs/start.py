@@ -1,0 +1,262 @@
+"""Where a training starts: anew, where a run was (resume), where another run was (fork), or with its weights (init)."""
+
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from litlab.cli import messages
+from litlab.training.checkpoint_io import AtomicCheckpointIO
+from litlab.errors import BadInput
+from litlab.cli.settings import Request
+from litlab.runs.directory import RunDirectory, all_runs, find
+
+# what may change while a run goes on: where it runs, and what watches it
+FREE: tuple[str, ...] = (
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.logger",
+)
+FREE += ("trainer.enable_progress_bar", "trainer.max_time", "trainer.profiler", "last_checkpoint", "guard")
+PARTS = {"state_dict", "global_step", "pytorch-lightning_version"}  # of any checkpoint
+SHOWN = 5  # differing settings in one sentence
+
+
+@dataclass
+class Start:
+    """Where a training starts.
+
+    Args:
+        run: its directory, locked if it exists.
+        checkpoint: continue from it; None: begin.
+        weights: begin with those of this checkpoint.
+        parent: for run.json, what a new run was made from.
+        copied: files that a new run takes over, by their names in it.
+    """
+
+    run: RunDirectory
+    checkpoint: Path | None = None
+    weights: Path | None = None
+    parent: dict[str, Any] | None = None
+    copied: dict[str, Path] = field(default_factory=dict)
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations differ, by their dotted names, with both values."""
+    one, two = dict(_flat(before)), dict(_flat(after))
+    return {
+        name: (one.get(name), two.get(name))
+        for name in sorted(one.keys() | two.keys())
+        if one.get(name) != two.get(name)
+    }
+
+
+def told(changes: dict[str, tuple[Any, Any]]) -> str:
+    """Differences in words: `model.hidden 128 -> 64`."""
+    shown = [f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in list(changes.items())[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else "")
+
+
+def choose(request: Request, config: str, planned: RunDirectory) -> Start:
+    """Find where to start, and lock the run if there is one already.
+
+    Args:
+        request: what the person wants.
+        config: the whole configuration, as YAML, redacted.
+        planned: the directory of a new run.
+
+    Raises:
+        BadInput: if the run does not exist, is in use or finished, or its checkpoint or configuration does not fit.
+    """
+    runs, settings = planned.path.parent.parent, yaml.safe_load(config)
+    start = Start(planned)
+    if request.resume == "auto" and request.source:
+        _refuse_moving(request.source, runs)
+    if request.fork:
+        start = _forked(find(runs, request.fork), settings, planned)
+    if request.init:
+        start = _initialised(request.init, runs, planned)
+    if request.resume == "auto":
+        for path in reversed(all_runs(runs, planned.experiment)):
+            if run := _adopted(path, settings, start.parent):
+                with _released_if_refused(run):
+                    return _continued(run, settings)
+    elif request.resume:
+        run = find(runs, request.resume)
+        run.acquire()
+        with _released_if_refused(run):
+            if run.record().get("status") == "finished":
+                raise BadInput(f"{run.path} is finished; --fork={request.resume} continues it in a new run.")
+            _refuse_changes(_settings(run), settings, f"{run.path} was begun", request.resume)
+            return _continued(run, settings)
+    return start
+
+
+def newest_checkpoint(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that is whole, and its content; None if there is none."""
+    files = list((run.path / "checkpoints").glob("*.ckpt"))
+    for path in sorted(files, key=lambda path: (path.stem != "last", -path.stat().st_mtime)):
+        try:
+            content = load(path)
+        except BadInput as error:
+            print(f"{error} Looking for an older one.", file=sys.stderr)
+            continue
+        if "litlab" in content:
+            if "optimizer_states" not in content:
+                raise BadInput(
+                    f"{path} has no optimizer states, without which a run cannot continue; --init={path} begins a new one with its weights."
+                )
+            if path.stem != "last":
+                print(f"continuing from {path}, step {content['global_step']:,}", file=sys.stderr)
+            return path, content
+    if files:
+        print(f"no checkpoint in {run.path} can be continued from", file=sys.stderr)
+    return None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, after comparing every byte with the checksums that torch does not look at.
+
+    Raises:
+        BadInput: if the file is missing, damaged or no checkpoint, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path} is not a file: a run or one of the .ckpt files in its checkpoints/ is right.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile raises five kinds for a directory of the archive that is damaged
+        reason = messages.one_line(str(error))[:100]
+        raise BadInput(f"{path} is damaged ({reason}): use another checkpoint, or a copy of this one.") from error
+    if damaged:
+        reason = f"the checksum of {messages.one_line(damaged)[:100]} is wrong"
+        raise BadInput(f"{path} is damaged ({reason}): use another checkpoint, or a copy of this one.")
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    if missing := PARTS - content.keys():
+        raise BadInput(
+            f"{path} is no checkpoint of a training: it lacks {', '.join(sorted(missing))}; choose another one."
+        )
+    return content
+
+
+def _continued(run: RunDirectory, settings: dict[str, Any]) -> Start:
+    """Where a run that is locked goes on."""
+    parent = run.record().get("parent")
+    if found := newest_checkpoint(run):
+        path, content = found
+        origin = content["litlab"]
+        if origin["run"] not in (run.id, (parent or {}).get("run")):
+            _refuse_changes(
+                origin["config"], settings, f"{path} is of the run {origin['run']}, which was begun", origin["run"]
+            )
+        return Start(run, checkpoint=path, parent=parent)
+    weights = Path(parent["checkpoint"]) if parent and parent["how"] == "init" else None
+    return Start(run, weights=weights, parent=parent)
+
+
+def _refuse_moving(reference: str, runs: Path) -> None:
+    """With --resume=auto the same command is given again: then latest, or an experiment, would name the run that it has made."""
+    if not reference.endswith(".ckpt") and (run := find(runs, reference)).id != Path(reference).name:
+        raise BadInput(
+            f"{reference} names another run as soon as there is a newer one, and --resume=auto repeats the command: name {run.id}."
+        )
+
+
+def _forked(parent: RunDirectory, settings: dict[str, Any], planned: RunDirectory) -> Start:
+    """A new run with the state of another one."""
+    found = newest_checkpoint(parent)
+    if found is None:
+        raise BadInput(
+            f"{parent.path} has no checkpoint that a run can continue from: there is nothing to fork, choose another run."
+        )
+    if changes := differences(_settings(parent), settings):
+        print(f"changed    {told(changes)}", file=sys.stderr)
+    copied = {f"checkpoints/{file.name}": file for file in (parent.path / "checkpoints").glob("*.ckpt")}
+    copied["checkpoints/last.ckpt"] = found[0]
+    if (rows := parent.path / "metrics.csv").exists():
+        copied["metrics.csv"] = rows
+    origin = {"how": "fork", "run": found[1]["litlab"]["run"], "step": found[1]["global_step"]}
+    return Start(planned, checkpoint=planned.path / "checkpoints/last.ckpt", parent=origin, copied=copied)
+
+
+def _initialised(reference: str, runs: Path, planned: RunDirectory) -> Start:
+    """A new run with the weights of another one."""
+    path = Path(reference)
+    if path.suffix != ".ckpt":
+        run = find(runs, reference)
+        path = run.path / "checkpoints/best.ckpt"
+        path = path if path.exists() else run.checkpoint("last")
+    content = load(path.resolve())
+    origin = {"how": "init", "run": content.get("litlab", {}).get("run"), "checkpoint": str(path.resolve())}
+    return Start(planned, weights=path.resolve(), parent=origin)
+
+
+def _adopted(path: Path, settings: dict[str, Any], parent: dict[str, Any] | None) -> RunDirectory | None:
+    """The run, locked, if it is unfinished, nobody works on it, and it has these settings and this parent."""
+    run = RunDirectory(path)
+    try:
+        if (
+            run.record().get("status") == "finished"
+            or _origin(run.record().get("parent")) != _origin(parent)
+            or _settings(run) != settings
+        ):
+            return None
+        run.acquire()
+    except BadInput:
+        return None
+    if run.record().get("status") == "finished":  # meanwhile
+        run.release()
+        return None
+    return run
+
+
+def _origin(parent: dict[str, Any] | None) -> tuple[Any, ...]:
+    """How a run was made from which, without how far that had come."""
+    return tuple((parent or {}).get(name) for name in ("how", "run", "checkpoint"))
+
+
+@contextmanager
+def _released_if_refused(run: RunDirectory) -> Iterator[None]:
+    try:
+        yield
+    except BadInput:
+        run.release()
+        raise
+
+
+def _settings(run: RunDirectory) -> dict[str, Any]:
+    file = run.config()
+    if problem := messages.file_problem(file):
+        raise BadInput(problem)
+    return yaml.safe_load(file.read_text())
+
+
+def _refuse_changes(before: dict[str, Any], after: dict[str, Any], what: str, reference: str) -> None:
+    changes = differences(before, after)
+    if wrong := {name: values for name, values in changes.items() if not name.startswith(FREE)}:
+        raise BadInput(
+            f"{what} with other settings: {told(wrong)}; repeat those, or continue in a new run with --fork={reference}."
+        )
+    if changes:
+        print(f"changed    {told(changes)}", file=sys.stderr)
+
+
+def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted name."""
+    items = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    for name, value in items:
+        if isinstance(value, dict | list) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}".replace("init_args.", ""), value
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else f"{value!s:.40}"

@@ -1,0 +1,1 @@
+"""A training from beginning to end: fit, evaluate, loops, checkpoints, precision, guards, logs."""

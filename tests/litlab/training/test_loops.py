@@ -1,0 +1,110 @@
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+from litlab.training.loops import STEP_HOOKS, shortcuts
+
+
+class Shortcuts(Callback):
+    """Takes them during the training."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.taken = ExitStack()
+        self.taken.enter_context(shortcuts(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.skipped = {
+            owner: [hook for hook in STEP_HOOKS if getattr(owner, hook) is None]
+            for owner in (pl_module, *trainer.callbacks)
+        }
+        self.taken.close()
+
+
+class Counting(Callback):
+    """Overrides one hook of a step."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.calls += 1
+
+
+class Module(BoringModel):
+    """Overrides another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.calls += 1
+
+
+def test_hooks_that_somebody_has_overridden_are_called_and_the_others_are_skipped(tmp_path: Any) -> None:
+    seen: list[int] = []
+    callback = Counting()
+    made = LambdaCallback(on_before_backward=lambda *args: seen.append(1))
+    settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    module = Module()
+    callbacks = [Shortcuts(), callback, made]
+    trainer = Trainer(accelerator="cpu", max_steps=3, callbacks=callbacks, default_root_dir=tmp_path, **settings)
+    trainer.fit(module)
+    assert (callback.calls, module.calls, len(seen)) == (3, 3, 3)
+    skipped = callbacks[0].skipped
+    assert skipped[callback] == [hook for hook in STEP_HOOKS if hook != "on_train_batch_end"]
+    assert skipped[module] == [hook for hook in STEP_HOOKS if hook != "on_before_zero_grad"]
+    assert all(callable(getattr(owner, hook)) for owner in skipped for hook in STEP_HOOKS), "only during the training"
+
+
+@pytest.mark.parametrize("who", ["nobody", "module", "data"])
+def test_batches_are_not_sent_to_the_cpu_unless_somebody_has_a_say_in_it(who: str, tmp_path: Any) -> None:
+    sent: list[int] = []
+
+    def transfer(self: Any, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        sent.append(1)
+        return batch
+
+    seen: list[int] = []
+
+    def after(self: Any, batch: Any, dataloader_idx: int) -> Any:
+        seen.append(1)
+        return batch
+
+    bases = {"module": BoringModel, "data": BoringDataModule}
+    made = {
+        name: type(name, (base,), {"transfer_batch_to_device": transfer} if name == who else {})()
+        for name, base in bases.items()
+    }
+
+    settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        callbacks=[Shortcuts()],
+        default_root_dir=tmp_path,
+        **settings,
+    )
+    trainer.fit(made["module"], datamodule=made["data"])
+    assert trainer.global_step == 3 and len(sent) == (0 if who == "nobody" else 3)
+    trainer.validate(
+        made["module"],
+        datamodule=type("Other", (BoringDataModule,), {"on_after_batch_transfer": after})(),
+        verbose=False,
+    )
+    assert len(seen) == 1, "what was skipped in the training is not skipped after it"
+
+
+def test_a_module_still_registers_parameters_and_modules() -> None:
+    module = LightningModule()
+    module.layer, module.weight = torch.nn.Linear(2, 1), torch.nn.Parameter(torch.zeros(3))
+    module._current_fx_name = "training_step"
+    assert list(module.state_dict()) == ["weight", "layer.weight", "layer.bias"]
+    assert module._current_fx_name == "training_step"

@@ -1,0 +1,107 @@
+"""A researcher's own model and data, written as Lightning's documentation shows them, without any of litlab's classes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litlab.__main__ import run as run_command
+from litlab.errors import BadInput
+from litlab.runs.directory import RunDirectory, rows
+
+OWN = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Data(LightningDataModule):
+    def __init__(self, size: int = 40) -> None:
+        super().__init__()
+        x = torch.linspace(-1, 1, size)[:, None]
+        self.pairs = TensorDataset(x, 3 * x)
+
+    def train_dataloader(self):
+        return DataLoader(self.pairs, batch_size=8, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.pairs, batch_size=8)
+
+    test_dataloader = val_dataloader
+
+
+class Model(LightningModule):
+    def __init__(self, output: str = "nothing", learning_rate: float = 0.3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return {"loss": torch.nn.functional.mse_loss(self.layer(x), y)}
+
+    def validation_step(self, batch, batch_idx):
+        self.logger.experiment  # the usual way to reach W&B
+        loss = self.training_step(batch, batch_idx)["loss"]
+        self.log("val/loss", loss)
+        return {"nothing": None, "loss": loss, "dict": {"val_loss": loss}}[self.hparams.output]
+
+    def test_step(self, batch, batch_idx):
+        if self.hparams.output != "nothing":
+            self.log("test/loss", self.training_step(batch, batch_idx)["loss"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate)
+"""
+
+
+@pytest.fixture
+def own(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.syspath_prepend(str(inside))
+    (inside / "own.py").write_text(OWN)
+    (inside / "own.yaml").write_text(
+        "model: {class_path: own.Model}\ndata: {class_path: own.Data}\ntrainer: {max_epochs: 3}\n"
+    )
+    return inside
+
+
+def newest(project: Path) -> RunDirectory:
+    return RunDirectory((project / "runs" / "latest").resolve())
+
+
+@pytest.mark.parametrize("output", ["nothing", "loss", "dict"])
+def test_batches_and_outputs_of_any_kind_train_and_are_scored(own: Path, output: str, capsys) -> None:
+    assert run_command("fit", ["-c", "own.yaml", f"--model.output={output}", "--trainer.log_every_n_steps=1"]) == 0
+    run = newest(own)
+    assert run.record()["status"] == "finished" and run.experiment == "own"
+    assert json.loads((run.path / "eval.json").read_text())["val"]["scores"]["val/loss"] < 0.1
+    losses = [row["train/loss"] for row in rows(run.path) if "train/loss" in row]
+    assert len(losses) == 15 and losses[-1] < losses[0]
+    assert not (run.path / "predictions").exists()
+    assert "no predictions written: steps must return" in capsys.readouterr().err
+
+
+def test_a_training_loss_can_be_monitored(own: Path) -> None:
+    options = ["--checkpoint.monitor=train/loss_epoch", "--checkpoint.save_on_train_epoch_end=true"]
+    assert run_command("fit", ["-c", "own.yaml", *options]) == 0
+    assert (newest(own).path / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_test_step_that_logs_nothing_is_one_sentence(own: Path) -> None:
+    assert run_command("fit", ["-c", "own.yaml"]) == 0
+    with pytest.raises(BadInput, match=r"Model logs no score of the test split: call self\.log in its step"):
+        run_command("eval", ["latest"])
+
+
+def test_an_error_in_a_researchers_own_file_is_shown_as_it_is(own: Path) -> None:
+    (own / "broken.py").write_text("import own\nclass Model(own.Model):\n    oops = not_defined\n")
+    with pytest.raises(NameError, match="not_defined"):
+        run_command("fit", ["-c", "own.yaml", "--model=broken.Model"])
+
+
+def test_the_config_of_an_own_experiment_names_its_classes(own: Path) -> None:
+    assert run_command("fit", ["-c", "own.yaml", "--trainer.max_epochs=1"]) == 0
+    config = yaml.safe_load((newest(own).path / "config.yaml").read_text())
+    assert config["model"]["class_path"] == "own.Model" and config["experiment"] == "own"
