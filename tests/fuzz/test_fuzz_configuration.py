@@ -18,7 +18,7 @@ from fuzz.outcomes import examples, outcome
 from litlab.cli import messages, settings
 from litlab.cli.lightning_cli import LitlabCLI
 from litlab.errors import BadInput
-from litlab.sources.wheels import cache_folder
+from litlab.files import cache_folder
 
 pytestmark = pytest.mark.fuzz
 

@@ -24,7 +24,8 @@ from fuzz.outcomes import examples, outcome
 from litlab.data import token_cache
 from litlab.data.splits import Rows, open_source, read, read_splits
 from litlab.errors import BadInput
-from litlab.sources import hub, wheels
+from litlab.files import cache_folder
+from litlab.sources import hub
 from litlab.sources.wheels import Package
 from project.data import docstrings
 from project.data.summarization import Summarization
@@ -394,7 +395,7 @@ many_rows = st.lists(st.tuples(filled_texts, st.sampled_from("xy")), min_size=RO
 
 
 def cached_folders() -> list[str]:
-    return sorted(path.name for path in (wheels.cache_folder() / "tokens").glob("*") if path.suffix != ".lock")
+    return sorted(path.name for path in (cache_folder() / "tokens").glob("*") if path.suffix != ".lock")
 
 
 @examples(250)
@@ -498,7 +499,7 @@ OWN_CODE = [Path(module.__file__).read_bytes() for module in (docstrings, hub)]
     )
 )
 def test_docstrings_of_any_code(room: Path, code: bytes) -> None:
-    wheel = wheels.cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
+    wheel = cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
     wheel.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("any/code.py", code)

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from litlab.cli import messages
 from litlab.cli.settings import Request, all_files, links, runs_folder
-from litlab.errors import BadInput
+from litlab.errors import BadInput, first_sentence
 from litlab.runs.directory import RunDirectory
 from litlab.runs.provenance import redact
 from litlab.runs.start import Start, choose
@@ -214,7 +214,7 @@ class LitlabCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise BadInput(f"the trainer's settings do not work here: {messages.first_sentence(str(error))}") from error
+            raise BadInput(f"the trainer's settings do not work here: {first_sentence(str(error))}") from error
         self.keeper = self.config_init.last_checkpoint
         self.keeper.path = self.run.path / "checkpoints" / "last.ckpt"
         self.keeper.origin = self._origin

@@ -17,13 +17,12 @@ from typing import Any
 import docstring_parser
 import yaml
 
+from litlab.errors import one_line
+
 OPEN, CLOSE = "\u27e6", "\u27e7"  # around a finished explanation; the command line takes them off
 ROLES = {"model": "a LightningModule", "data": "a LightningDataModule"}
 PLAIN_NAMES = {"NoneType": "null", "str": "text", "bool": "true or false"}
-# new lines, orders to a terminal, and what is no character
-UNREADABLE = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 REQUIRED = "the following arguments are required: "  # jsonargparse's words
-LONGEST = 500  # characters of a sentence
 MOST_VALUES = 10_000  # in one configuration file
 
 
@@ -107,12 +106,6 @@ def _joined(arguments: list[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def one_line(text: str) -> str:
-    """A text for a person: on one line, without control characters, and not longer than can be read."""
-    plain = UNREADABLE.sub(" ", text)
-    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 3]}..."
 
 
 def problem(message: str, settings: Settings, options: list[str]) -> str:
@@ -245,13 +238,6 @@ def _size(node: Any, known: dict[int, float]) -> float:
 def _children(node: Any) -> list[Any]:
     entries = node.value if isinstance(node, yaml.CollectionNode) else []
     return [child for entry in entries for child in (entry if isinstance(entry, tuple) else [entry])]
-
-
-def first_sentence(message: str) -> str:
-    """What a library says of a problem and what it would accept, without line breaks and hints, ending with one full stop."""
-    first, *others = " ".join(message.split()).split(" HINT:")[0].split(". ")
-    choices = [other for other in others if other.startswith(("Available names are", "Example choices"))]
-    return one_line("; ".join(part.rstrip(".,! ") for part in (first, *choices)) + ".")
 
 
 def option_lines(owner: type, without: set[str], values: dict[str, Any]) -> list[str]:

@@ -24,8 +24,9 @@ import pyarrow.parquet
 from pydantic import Field
 
 from litlab.errors import BadInput
+from litlab.files import sha256_of
+from litlab.progress import progress
 from litlab.sources import hub, wheels
-from litlab.sources.wheels import progress
 from project.data import docstrings
 from recipes.t5_documentation import documentation
 
@@ -412,7 +413,7 @@ def _from_files(path: Path) -> Source:
     digest = hashlib.sha256()
     for split, file in files.items():
         try:
-            digest.update(f"{split}{file.suffix} {wheels.sha256_of(file)}\n".encode())
+            digest.update(f"{split}{file.suffix} {sha256_of(file)}\n".encode())
         except OSError as error:
             raise BadInput(
                 f"{file} cannot be read ({error.strerror}): data.source must name a file that can."

@@ -25,7 +25,8 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from litlab.sources.wheels import build_once, cache_folder, progress, sha256_of
+from litlab.files import build_once, cache_folder, sha256_of
+from litlab.progress import progress
 
 FORMAT = 2  # raise it when files or their meaning change: older caches are then left alone
 CHUNK = 2**18  # bytes of text that are tokenized at a time, on all cores; their tokens take some 40 times as much

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -27,12 +25,6 @@ from transformers.models.t5.modeling_t5 import (
 from litlab.nn import padding_free
 
 ATTENTION = "litlab"
-WHOLE = (SingleDeviceStrategy, DDPStrategy)  # DeepSpeed's derives from one of them
-
-
-def is_whole(trainer: Trainer | None) -> bool:
-    """Whether each process has all weights, whole: only then can code reach into a network's parts."""
-    return trainer is None or type(trainer.strategy) in WHOLE
 
 
 def speed_up(network: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from litlab.errors import BadInput
-from litlab.nn import fast_transformers
+from litlab.nn.sharding import is_sharded
 
 Schedule = Literal["linear", "cosine", "exponential", "constant"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -114,7 +114,7 @@ def configure(
     Raises:
         BadInput: if the schedule has no end, or the size of a tensor is not known because it is sharded.
     """
-    if relative_steps and not fast_transformers.is_whole(module.trainer):
+    if relative_steps and is_sharded(module.trainer):
         raise BadInput(
             f"model.relative_steps=true needs whole weights, {type(module.trainer.strategy).__name__} shards them: use "
             "trainer.strategy=auto or ddp, or model.relative_steps=false."

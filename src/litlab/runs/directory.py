@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from litlab.errors import BadInput
+from litlab.files import write_atomically
 from litlab.runs.provenance import code_state, redact
 
 HEARTBEAT_SECONDS = 10
@@ -41,33 +42,6 @@ def _let_go() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go)
-
-
-@contextlib.contextmanager
-def open_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes the place of `path` when the block ends without an error.
-
-    A reader sees the old content or the new, never a part, whenever the writer is killed.
-    """
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(scratch, 0o666 & ~umask)  # mkstemp's files are for their owner alone
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace the content of a file in one step."""
-    with open_atomically(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def new_run_id() -> str:

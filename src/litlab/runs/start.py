@@ -12,7 +12,7 @@ import yaml
 
 from litlab.cli import messages
 from litlab.training.checkpoint_io import AtomicCheckpointIO
-from litlab.errors import BadInput
+from litlab.errors import one_line, BadInput
 from litlab.cli.settings import Request
 from litlab.runs.directory import RunDirectory, all_runs, find
 
@@ -133,10 +133,10 @@ def load(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except Exception as error:  # zipfile raises five kinds for a directory of the archive that is damaged
-        reason = messages.one_line(str(error))[:100]
+        reason = one_line(str(error))[:100]
         raise BadInput(f"{path} is damaged ({reason}): use another checkpoint, or a copy of this one.") from error
     if damaged:
-        reason = f"the checksum of {messages.one_line(damaged)[:100]} is wrong"
+        reason = f"the checksum of {one_line(damaged)[:100]} is wrong"
         raise BadInput(f"{path} is damaged ({reason}): use another checkpoint, or a copy of this one.")
     content = AtomicCheckpointIO().load_checkpoint(path)
     if missing := PARTS - content.keys():

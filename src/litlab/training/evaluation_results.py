@@ -9,7 +9,7 @@ import pyarrow.parquet
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from litlab.runs.directory import open_atomically
+from litlab.files import open_atomically
 
 
 class EvaluationResults(Callback):

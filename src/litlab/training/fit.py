@@ -23,10 +23,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from litlab.cli import messages
 from litlab.cli.lightning_cli import LitlabCLI
 from litlab.cli.settings import Request, project_root
-from litlab.errors import BadInput, StoppedByGuard
+from litlab.errors import BadInput, StoppedByGuard, first_sentence
 from litlab.runs.directory import RunDirectory
 from litlab.runs.provenance import machine
 from litlab.runs.start import differences, load, told
@@ -330,7 +329,7 @@ def configuration_errors() -> Iterator[None]:
             f"these settings do not work here: {'; '.join(' '.join(str(error).split()).rstrip('.').split('. '))}."
         ) from error
     except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise BadInput(f"these settings do not work here: {messages.first_sentence(str(error))}") from error
+        raise BadInput(f"these settings do not work here: {first_sentence(str(error))}") from error
 
 
 @contextmanager

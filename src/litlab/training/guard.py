@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from litlab.errors import StoppedByGuard
-from litlab.runs.directory import write_atomically
+from litlab.files import write_atomically
 from litlab.training.checkpoints import of_all_ranks
 
 GRADIENT_HOOKS = ("on_before_optimizer_step", "configure_gradient_clipping")  # they may change it before it is clipped

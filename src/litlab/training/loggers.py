@@ -16,7 +16,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from litlab.runs.directory import write_atomically
+from litlab.files import write_atomically
 
 WandbMode = Literal["online", "offline", "disabled"]
 

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 import pyarrow
 import pyarrow.parquet
 
+from litlab.files import build_once, cache_folder
+from litlab.progress import progress
 from litlab.sources import wheels
-from litlab.sources.wheels import Package, progress
+from litlab.sources.wheels import Package
 
 CLEANING = 1  # raise it whenever the same wheels would give other pairs
 MIN_SOURCE_WORDS, MIN_TARGET_WORDS, MAX_TARGET_WORDS = 30, 3, 20
@@ -148,8 +150,8 @@ def table() -> pyarrow.Table:
     Raises:
         BadInput: if a wheel cannot be had or the cache cannot be written.
     """
-    file = wheels.cache_folder() / "docstrings" / f"{key()}.parquet"
-    with wheels.build_once(file, "caching the docstrings") as scratch:
+    file = cache_folder() / "docstrings" / f"{key()}.parquet"
+    with build_once(file, "caching the docstrings") as scratch:
         if scratch:
             pairs = _without_repeats(_read_wheels())
             pyarrow.parquet.write_table(

@@ -15,6 +15,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from litlab.errors import BadInput
+from litlab.files import build_once, cache_folder
 from litlab.sources import hub, wheels
 
 IDX_FILES = {
@@ -58,12 +59,12 @@ def fingerprint_of(arrays: Arrays) -> str:
 def cache_file(source: str) -> Path:
     """Where the arrays of the catalog or the Hub are kept once they are unpacked."""
     version = wheels.MNIST.sha256[:12] if source == "catalog" else HUB_REVISION[:12]
-    return wheels.cache_folder() / "mnist" / f"{source}-{version}.npz"
+    return cache_folder() / "mnist" / f"{source}-{version}.npz"
 
 
 def _cached_arrays(source: str) -> Arrays:
     file = cache_file(source)
-    with wheels.build_once(file, "caching MNIST") as scratch:
+    with build_once(file, "caching MNIST") as scratch:
         if scratch:
             arrays = _from_catalog() if source == "catalog" else _from_hub()
             np.savez(scratch, allow_pickle=False, **arrays)

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 from litlab.errors import BadInput
 from litlab.nn import fast_transformers, optimizer, padding_free
 from litlab.nn.metrics import ClassificationScores
+from litlab.nn.sharding import is_sharded
 from litlab.sources import pretrained
 
 
@@ -138,7 +139,7 @@ class BertClassifier(LightningModule):
         config, rounded = self.network.config, self.compiled and self.training
         packs = self.padding_free
         if packs is None and self._trainer is not None:
-            whole = fast_transformers.is_whole(self.trainer)  # parts are called one by one
+            whole = not is_sharded(self.trainer)  # parts are called one by one
             packs = whole and padding_free.has_kernel(self.network, self.device, str(self.trainer.precision))
         if packs:
             return padding_free.pack(batch, config.max_position_embeddings if rounded else None)

@@ -16,6 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from litlab.errors import BadInput
 from litlab.nn import fast_transformers, optimizer
 from litlab.nn.metrics import SummarizationScores
+from litlab.nn.sharding import is_sharded
 from litlab.nn.t5 import check_heads, grow, new_t5
 from litlab.nn.t5_decoding import BeamCache, ends_of, greedy
 from litlab.sources import pretrained
@@ -175,7 +176,7 @@ class T5Summarizer(LightningModule):
             return self(batch) * batch["weight"]
         limit = self.generation["max_new_tokens"]
         chances = chances_of(batch["id"], self.global_step, self.risk_samples, limit)
-        loss = expected_risk(self.network, batch, chances, self.likelihood, fast_transformers.is_whole(self._trainer))
+        loss = expected_risk(self.network, batch, chances, self.likelihood, not is_sharded(self._trainer))
         return loss * batch["weight"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -222,7 +223,7 @@ class T5Summarizer(LightningModule):
         devices = [texts[0].device] if texts[0].is_cuda else []  # not all GPUs: other processes have theirs
         with torch.random.fork_rng(devices):  # what is not a T5, or is sharded, draws torch's random numbers
             torch.manual_seed(int(batch["id"][0]))
-            drawn = draw(self.network, *texts, chances, fast_transformers.is_whole(self._trainer))
+            drawn = draw(self.network, *texts, chances, not is_sharded(self._trainer))
         return found[least_risk(batch["decode"](found), batch["decode"](drawn), len(batch["id"]))]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -234,7 +235,7 @@ class T5Summarizer(LightningModule):
 
     def _decodes_greedily(self) -> bool:
         """Whether litlab's own decoding can be used, which reads the weights of a T5 directly: not if they are sharded."""
-        whole = fast_transformers.is_whole(self._trainer)
+        whole = not is_sharded(self._trainer)
         return self.generation["num_beams"] == 1 and type(self.network) is T5ForConditionalGeneration and whole
 
     def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: SummarizationScores) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import yaml
 from litlab.cli.lightning_cli import LitlabCLI
 from litlab.cli.settings import runs_folder
 from litlab.errors import BadInput
-from litlab.sources.wheels import cache_folder
+from litlab.files import cache_folder
 
 EXPERIMENT = "configs/experiment/mnist_mlp.yaml"
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from litlab.data import splits
 from litlab.data.splits import Source, Table, hashes, hold_out, open_source, read, read_splits
 from litlab.errors import BadInput
-from litlab.sources.wheels import cache_folder
+from litlab.files import cache_folder
 from project.data.text_classification import TextClassification
 
 HARD = [

@@ -26,8 +26,8 @@ from litlab.data.token_cache import (
     train_tokenizer,
 )
 from litlab.errors import BadInput
+from litlab.files import cache_folder
 from litlab.sources import pretrained
-from litlab.sources.wheels import cache_folder
 
 FORK = multiprocessing.get_context("fork")
 

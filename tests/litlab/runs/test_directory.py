@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from litlab.errors import BadInput
-from litlab.runs.directory import RunDirectory, find, new_run_id, rows, write_atomically
+from litlab.runs.directory import RunDirectory, find, new_run_id, rows
+from litlab.files import write_atomically
 
 
 def create(runs: Path, project: Path) -> RunDirectory:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from litlab.errors import BadInput
+from litlab.files import build_once, cache_folder, sha256_of
 from litlab.sources import wheels
-from litlab.sources.wheels import Package, build_once, fetch, fetch_all, open_member, sha256_of
+from litlab.sources.wheels import Package, fetch, fetch_all, open_member
 from project.data.docstrings import package_of
 
 
@@ -92,7 +93,7 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(package: Package) -> 
     changed = Package(package.name, package.version, package.wheel, "0" * 64)
     with pytest.raises(BadInput, match=r"served a .* with sha256 .* expects 0000.* not kept"):
         fetch(changed)
-    assert [path for path in (wheels.cache_folder() / "packages").glob("*.whl")] == []
+    assert [path for path in (cache_folder() / "packages").glob("*.whl")] == []
 
 
 @pytest.mark.parametrize("entry", ["../escape.py", "fixture/../../escape.py", "/escape.py", "..\\escape.py"])
@@ -105,8 +106,8 @@ def test_a_wheel_whose_entries_lead_out_of_it_is_refused_and_not_kept(
     hostile = Package(package.name, package.version, package.wheel, sha256_of(wheel))
     with pytest.raises(BadInput, match=r"has an entry .*escape\.py', which leads out of its folder: it was not kept"):
         fetch(hostile)
-    assert not [*tmp_path.rglob("*escape*"), *wheels.cache_folder().rglob("*escape*")]
-    assert not [*(wheels.cache_folder() / "packages").glob("*.whl")]
+    assert not [*tmp_path.rglob("*escape*"), *cache_folder().rglob("*escape*")]
+    assert not [*(cache_folder() / "packages").glob("*.whl")]
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +136,7 @@ def packages(package: Package) -> list[Package]:
 def test_many_wheels_arrive_in_their_order_whatever_is_there_already(
     packages: list[Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(catalog, "PER_PIP", 2)
+    monkeypatch.setattr(wheels, "PER_PIP", 2)
     there = fetch(packages[2])
     capsys.readouterr()
     wheels = fetch_all(packages, tmp_path)
@@ -166,7 +167,7 @@ def test_where_all_downloads_fail_few_are_tried(
     packages: list[Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
-    monkeypatch.setattr(catalog, "MAX_FAILED", 2)
+    monkeypatch.setattr(wheels, "MAX_FAILED", 2)
     with pytest.raises(BadInput, match=r"at least 2 of 5 packages cannot be had \(fixture-0==1\.0, fixture-1==1\.0\)"):
         fetch_all(packages, tmp_path)
     assert capsys.readouterr().err.count("from the package index") == 3  # all at once, and two alone

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from litlab.errors import BadInput
-from litlab.sources import wheels
+from litlab.files import cache_folder
 from litlab.sources.wheels import Package
 from project.data import docstrings
 
@@ -180,7 +180,7 @@ def test_a_second_call_reads_the_cache(make_wheel: MakeWheel, monkeypatch: pytes
     package = make_wheel("sea", {"sea.py": function("tick", "Count one tick of the clock.", CLOCKS)})
     monkeypatch.setattr(docstrings, "PACKAGES", {"train": [package]})
     first = docstrings.table()
-    (wheels.cache_folder() / "packages" / package.wheel).unlink()
+    (cache_folder() / "packages" / package.wheel).unlink()
     assert docstrings.table().equals(first)
 
 
@@ -203,7 +203,7 @@ def test_the_pairs_do_not_depend_on_the_order_of_sets(make_wheel: MakeWheel) -> 
         "from litlab.data import catalog, docstrings\n"
         f"docstrings.PACKAGES = {{'train': [catalog.{package!r}]}}\n"
         "print(docstrings.table().to_pylist())\n"
-        "(wheels.cache_folder() / 'docstrings' / f'{docstrings.key()}.parquet').unlink()\n"
+        "(cache_folder() / 'docstrings' / f'{docstrings.key()}.parquet').unlink()\n"
     )
     outputs = [
         subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from litlab.data import token_cache
 from litlab.errors import BadInput
-from litlab.sources.wheels import cache_folder
+from litlab.files import cache_folder
 from project.data.summarization import Summarization
 
 VOCABULARY = "the a film movie plot story actor good great fine bad poor dull not very too größer 漢字 tree's red 12"

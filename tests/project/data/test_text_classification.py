@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from litlab.data import splits, token_cache
 from litlab.errors import BadInput
-from litlab.sources.wheels import cache_folder
+from litlab.files import cache_folder
 from project.data.text_classification import TextClassification, checked, encode
 
 VOCABULARY = "the a film movie plot story actor good great fine bad poor dull not very too zebra cat's tree red 12"
