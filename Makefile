@@ -1,5 +1,5 @@
 # Every command that a person types. `make` lists them.
-#   EXP=name    an experiment: configs/experiment/name.yaml
+#   EXP=name    an experiment: configs/experiment/name.yaml, or a recipe's: recipes/*/configs/name.yaml
 #   RUN=name    a run: latest, an experiment (its newest run), a run id, or a path
 #   RESUME=name with train: continue that run; RESUME=auto: the newest unfinished one with these settings, or a new one
 #   FORK=name, INIT=name  with train: a new run with the whole state, or with the weights, of a run
@@ -11,7 +11,9 @@ PYTHON ?= python3
 RUN ?= latest
 LITLAB := .venv/bin/litlab
 NAMED := $(filter-out auto,$(RESUME))$(FORK)$(INIT)
-START = $(if $(EXP)$(if $(NAMED),,x),-c configs/experiment/$(EXP).yaml) $(RESUME:%=--resume=%) $(FORK:%=--fork=%) $(INIT:%=--init=%)
+FILE := configs/experiment/$(EXP).yaml
+CONFIG := $(firstword $(wildcard $(FILE) recipes/*/configs/$(EXP).yaml) $(FILE))
+START = $(if $(EXP)$(if $(NAMED),,x),-c $(CONFIG)) $(RESUME:%=--resume=%) $(FORK:%=--fork=%) $(INIT:%=--init=%)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint .venv/constraints.txt
 
@@ -30,7 +32,7 @@ eval: .venv/installed ## score a run on the test split: make eval RUN=latest
 	@$(LITLAB) eval $(RUN) $(ARGS)
 
 # one thread per test: threads of several processes that wait for each other on the same cores slow all of them many times
-test: .venv/installed-dev ## run the tests, under ten minutes: make test ARGS="tests/data -k idx"
+test: .venv/installed-dev ## run the tests, under ten minutes: make test ARGS="tests/project -k idx"
 	@OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal -m "not slow and not fuzz" $(ARGS)
 
 test-slow: .venv/installed-dev ## run the tests that train on all of MNIST, or after every hook

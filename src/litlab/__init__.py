@@ -1,3 +1,3 @@
 """litlab: a research project template on PyTorch Lightning."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,5 +1,6 @@
 """Errors whose message is one sentence for the user, and what makes a sentence of other errors."""
 
+import difflib
 import errno
 import re
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def explain_full_disk(folder: Path, doing: str, setting: str) -> Iterator[None]:
 
     Args:
         folder: where the bytes were to go.
-        doing: what was being done, as in "while caching MNIST".
+        doing: what was being done, as in "while caching data".
         setting: the environment variable that moves the folder.
 
     Raises:
@@ -50,7 +51,7 @@ def explain_full_disk(folder: Path, doing: str, setting: str) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """A text for a person: on one line, without control characters, and not longer than can be read."""
+    """A text for a message: on one line, without control characters, and not longer than can be read."""
     plain = UNREADABLE.sub(" ", text)
     return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 3]}..."
 
@@ -60,3 +61,9 @@ def first_sentence(message: str) -> str:
     first, *others = " ".join(message.split()).split(" HINT:")[0].split(". ")
     choices = [other for other in others if other.startswith(("Available names are", "Example choices"))]
     return one_line("; ".join(part.rstrip(".,! ") for part in (first, *choices)) + ".")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The closest known spelling as the end of a sentence; empty if none is close."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}" if near else ""

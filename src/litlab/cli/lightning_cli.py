@@ -4,53 +4,47 @@ At most three layers, later ones win: configs/base.yaml, the files named with -c
 the options on the command line. A run's own config.yaml is complete and needs no base.
 """
 
-import logging
 import re
 import sys
-import warnings
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import set_dumper, set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import Field
 
 from litlab.cli import messages
-from litlab.cli.settings import Request, all_files, links, runs_folder
+from litlab.cli.classes import import_class, links
+from litlab.cli.settings import all_files, find_project, runs_folder
 from litlab.errors import BadInput, first_sentence
 from litlab.runs.directory import RunDirectory
 from litlab.runs.provenance import redact
-from litlab.runs.start import Start, choose
-from litlab.training import precision
-from litlab.training.checkpoint_io import AtomicCheckpointIO
+from litlab.runs.start import Request, Start, choose_start
+from litlab.training import precision, ranks
+from litlab.training.build import Job, as_list, trainer_arguments, use_own_signal_handlers
 from litlab.training.checkpoints import BestCheckpoint, LastCheckpoint
-from litlab.training.evaluation_results import EvaluationResults
 from litlab.training.guard import Guard
-from litlab.training.loggers import MetricsCsv
-from litlab.training.loops import FitLoop
-
-for name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(name).setLevel(logging.WARNING)  # what they say at every start is said by us, or an advertisement
-for message in (
-    ".*smaller than the logging interval.*",  # every epoch is logged, whatever its length
-    ".*LeafSpec.*is deprecated.*",  # Lightning 2.6.6 under torch 2.13: nothing a user can change
-    ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run continues
-    ".*ended before the epoch ended and your dataloader is.*",  # litlab.training.loops brings it back to its place
-    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # BertClassifier's: it packs whatever data it gets
-):
-    warnings.filterwarnings("ignore", message=message)
-
-# some Lightning callbacks have an enum as a default, which YAML cannot write although it is a string
-yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 # the trainer divides by these, whatever they are
 POSITIVE = ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "val_check_interval")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes an enum as its value: some Lightning callbacks have one as a default."""
+
+
+Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+def dump_yaml(content: Any) -> str:
+    """A configuration as YAML, as jsonargparse writes it, enums included."""
+    return yaml.dump(content, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
 class Parser(LightningArgumentParser):
@@ -83,6 +77,7 @@ class LitlabCLI(LightningCLI):
         if self.files[0].name == "base.yaml":
             arguments = ["-c", str(self.files[0]), *arguments]
         self.settings = messages.Settings(arguments, self.files)
+        set_dumper("yaml", dump_yaml)
         original, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns if it sees other arguments beside the ones given
         try:
             super().__init__(
@@ -103,8 +98,25 @@ class LitlabCLI(LightningCLI):
         finally:
             sys.argv = original
 
+    def job(self, arguments: list[str]) -> Job:
+        """What the command is to do, for `litlab.training`.
+
+        Args:
+            arguments: the command line, for the record.
+        """
+        return Job(
+            model=self.model,
+            datamodule=self.datamodule,
+            trainer=self.trainer,
+            start=self.start,
+            config=self.config_yaml(),
+            seed=self.config.seed_everything,
+            project=find_project(self.files) or Path.cwd(),
+            arguments=arguments,
+        )
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed; Lightning's own option also takes true, for a seed that nobody knows."""
+        """Add the seed; Lightning's own option also takes false, for no seed."""
         parser.add_argument("--seed_everything", type=Seed, default=0, help="seed of everything random")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -118,7 +130,7 @@ class LitlabCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Guard, "guard")
-        classes = (messages.import_class(self.settings.class_of(part) or "") for part in ("model", "data"))
+        classes = (import_class(self.settings.class_of(part) or "") for part in ("model", "data"))
         for target, source in links(*classes).items():
             if place := self.settings.set_at(target):
                 followed = "the data" if source.startswith("data.") else source
@@ -129,13 +141,41 @@ class LitlabCLI(LightningCLI):
             parser.link_arguments(source, target.replace(".", ".init_args."), apply_on=moment)
 
     def before_instantiate_classes(self) -> None:
-        """Settle what depends on the machine, so that config.yaml says what was used."""
+        """Settle what depends on the machine, so that config.yaml says what was used, and where the run starts."""
         self._refuse_null()
+        self._check_numbers_and_names()
+        self.device = precision.device_type(self.config.trainer.accelerator)
+        first = getattr(rank_zero_only, "rank", 0) == 0
+        if self.config.trainer.precision is None:
+            self.config.trainer.precision, reason = precision.choose_precision(self.device)
+            if first:
+                print(f"precision  {self.config.trainer.precision}: {reason}", file=sys.stderr)
+        run = self._given_run or RunDirectory.plan(runs_folder(self.files), self.config.experiment)
+        self.start = ranks.inherited_start() or Start(run)
+        if not self._given_run and first:
+            self.start = choose_start(self._request, self.config_yaml(), run)
+        self.run = self.start.run
+
+    def _refuse_null(self) -> None:
+        """Check the values that are null too: jsonargparse takes them for values that were not given, and lets them pass."""
+        set_parsing_settings(unset_sentinel=True)
+        try:
+            self.parser.validate(self.config)
+        except TypeError as error:
+            self.parser.error(str(error), error)
+        finally:
+            set_parsing_settings(unset_sentinel=False)
+
+    def _check_numbers_and_names(self) -> None:
+        """Refuse what Lightning would fail on later, or would write to the wrong place."""
         for name in POSITIVE:
             value = self.config.trainer[name]
             if isinstance(value, int | float) and value <= 0:
                 place = self.settings.find(f"trainer.{name}").text
                 raise BadInput(f"{place}: {value} is not accepted, expected a number greater than 0.")
+        if self.config.trainer.default_root_dir is not None:
+            place = self.settings.find("trainer.default_root_dir").text
+            raise BadInput(f"{place}: this is the run directory, below runs/; set LITLAB_RUNS to have runs elsewhere.")
         if self.config.experiment is None:
             own_files = [file for file in self.files if file.name != "base.yaml"]
             self.config.experiment = own_files[0].stem if own_files else "unnamed"
@@ -151,37 +191,15 @@ class LitlabCLI(LightningCLI):
                 f"checkpoint.save_top_k is {self.config.checkpoint.save_top_k}, but checkpoint.filename gives all of them one "
                 "name: use --checkpoint.filename='{epoch}-{step}'."
             )
-        self.device = precision.device_type(self.config.trainer.accelerator)
-        if self.config.trainer.precision is None:
-            self.config.trainer.precision, reason = precision.choose(self.device)
-            if getattr(rank_zero_only, "rank", 0) == 0:
-                print(f"precision  {self.config.trainer.precision}: {reason}", file=sys.stderr)
-        config = self.config_yaml()
-        self.start = Start(self._given_run or RunDirectory.plan(runs_folder(self.files), self.config.experiment))
-        if not self._given_run and getattr(rank_zero_only, "rank", 0) == 0:
-            self.start = choose(self._request, config, self.start.run)
-        self.run = self.start.run
-        self._origin = {"run": self.run.id, "config": yaml.safe_load(config)}
-
-    def _refuse_null(self) -> None:
-        """Check the values that are null too: jsonargparse takes them for values that were not given, and lets them pass."""
-        set_parsing_settings(unset_sentinel=True)
-        try:
-            self.parser.validate(self.config)
-        except TypeError as error:
-            self.parser.error(str(error), error)
-        finally:
-            set_parsing_settings(unset_sentinel=False)
 
     def config_yaml(self) -> str:
         """The whole configuration, without secrets and without anything that belongs to one run only."""
-        return redact(self.parser.dump(self.config, skip_none=False), assignments=False)
+        return redact(self.parser.dump(self.config, skip_unset=False), assignments=False)
 
     def instantiate_classes(self) -> None:
-        """Instantiate with loggers and checkpoints directed to the run directory, which stays out of the configuration."""
+        """Instantiate with loggers that write to the run directory, which stays out of the configuration."""
         stated = self.config
         self.config = stated.clone()
-        self.config.checkpoint.dirpath = str(self.run.path / "checkpoints")
         for logger in as_list(self.config.trainer.logger):
             if "save_dir" in (getattr(logger, "init_args", None) or {}):
                 logger.init_args.save_dir = str(self.run.path)
@@ -196,38 +214,13 @@ class LitlabCLI(LightningCLI):
             raise
         self.config = stated
 
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Add what every run has, whatever its YAML says: metrics.csv, the evaluation results, safe checkpoints."""
-        config = self.config_init.trainer
-        loggers = as_list(None if config.logger is True else config.logger)
-        plugins = [*as_list(config.plugins), AtomicCheckpointIO()]
-        strategy = config.strategy if isinstance(config.strategy, str) else type(config.strategy).__name__
-        if config.precision in ("bf16-mixed", "bf16") and not re.match(
-            "fsdp|deepspeed|modelparallel", strategy.lower()
-        ):
-            kwargs["precision"] = None  # the plugin says it; sharding strategies bring their own
-            plugins.append(precision.Bf16Mixed(self.device))
-        self.results = EvaluationResults(self.run.path)
-        self.trainer_defaults["callbacks"] = [self.results]
-        if not config.fast_dev_run:
-            kwargs["logger"] = [*loggers, MetricsCsv(self.run.path)]  # self.logger of a module is the first
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has, whatever its YAML says."""
         try:
-            trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+            trainer = super().instantiate_trainer(
+                **trainer_arguments(self.config_init.trainer, self.run.path), **kwargs
+            )
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise BadInput(f"the trainer's settings do not work here: {first_sentence(str(error))}") from error
-        self.keeper = self.config_init.last_checkpoint
-        self.keeper.path = self.run.path / "checkpoints" / "last.ckpt"
-        self.keeper.origin = self._origin
-        self.guard = self.config_init.guard
-        self.guard.run, self.guard.seed = self.run.path, self.config.seed_everything
-        if type(trainer.precision_plugin) in (Precision, precision.Bf16Mixed):  # others scale or shard gradients
-            trainer.precision_plugin.clip_grad_by_norm = self.guard.clip  # type: ignore[method-assign]
-        trainer.fit_loop = FitLoop(trainer, self.keeper)
-        # litlab.training.interrupts answers the signals; Lightning's own handlers save at any moment, and start runs from what they saved
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        use_own_signal_handlers(trainer)
         return trainer
-
-
-def as_list(value: Any) -> list[Any]:
-    """What Lightning takes as one, several or none, as a list."""
-    return value if isinstance(value, list) else [value] if value else []

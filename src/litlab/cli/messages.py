@@ -1,29 +1,25 @@
-"""What the command line says to a person: a short help, and one sentence for a setting that cannot be used.
+"""One sentence for a setting that cannot be used: where it stands, what is accepted, the closest spelling.
 
 Nothing is validated here: jsonargparse has found the problem, this finds the place and the nearest right spelling.
 """
 
-import difflib
 import importlib
 import inspect
-import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
 import yaml
 
-from litlab.errors import one_line
+from litlab.cli.classes import import_class, parameters
+from litlab.errors import did_you_mean, one_line
 
 OPEN, CLOSE = "\u27e6", "\u27e7"  # around a finished explanation; the command line takes them off
 ROLES = {"model": "a LightningModule", "data": "a LightningDataModule"}
 PLAIN_NAMES = {"NoneType": "null", "str": "text", "bool": "true or false"}
 REQUIRED = "the following arguments are required: "  # jsonargparse's words
-MOST_VALUES = 10_000  # in one configuration file
 
 
 @dataclass
@@ -128,7 +124,7 @@ def _problem(message: str, settings: Settings, options: list[str]) -> str:
         argument = found[1].split(" ")[0]
         if not argument.startswith("-"):
             return f"{argument or repr(argument)}: this is no option; options begin with --, experiments with -c."
-        return f"{argument}: there is no such option{_closest(argument.lstrip('-').split('=')[0], options)}."
+        return f"{argument}: there is no such option{did_you_mean(argument.lstrip('-').split('=')[0], options)}."
     if found := re.search(r"argument (\S+): expected one argument", message):
         without = [place.text for place in settings.places if place.text.startswith(found[1]) and "=" not in place.text]
         argument = (without or [found[1]])[-1]
@@ -170,121 +166,8 @@ def _problem(message: str, settings: Settings, options: list[str]) -> str:
         ]
         if base := re.search(r"Subtypes: .*?(\w+(?:\.\w+)+)", message):
             words += _subclasses(import_class(base[1]))
-        return f"{place.text}: {value} is not accepted, {wanted}{_closest(value, words)}."
+        return f"{place.text}: {value} is not accepted, {wanted}{did_you_mean(value, words)}."
     return " ".join(message.split()).removesuffix(".") + "."
-
-
-def file_problem(path: Path) -> str | None:
-    """One sentence if a configuration file is missing or is not a YAML mapping of settings; None if it is fine."""
-    found = _file_problem(path)
-    return one_line(found) if found else None
-
-
-def _file_problem(path: Path) -> str | None:
-    if not os.path.isfile(path):  # pathlib's own method raises for a name that is too long
-        known = sorted(file.stem for file in path.parent.glob("*.yaml")) if os.path.isdir(path.parent) else []
-        if path.name == ".yaml" and known:
-            return f"no experiment is named; known are {', '.join(known)}: make train EXP=<name>."
-        if os.path.isdir(path) or path.suffix != ".yaml" or not known:
-            return f"{path!s:.200} is not a file: -c takes a YAML file such as configs/experiment/<name>.yaml."
-        return f"no {path.parent.name} {path.stem!r} ({path} does not exist){_closest(path.stem, known)}; known are {', '.join(known)}."
-    try:
-        text = path.read_text()
-        content = yaml.safe_load(text)
-    except (yaml.reader.ReaderError, UnicodeDecodeError):
-        return f"{path}: this is not YAML (it is not text in UTF-8)."
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        return f"{path}{line}: this is not YAML ({error.problem})."
-    except (ValueError, LookupError, AttributeError) as error:  # what PyYAML raises for 2026-02-30 or `!!int many`
-        return f"{path}: one of its values is not what it looks like ({error}); put a text between quotes."
-    except RecursionError:
-        return f"{path}: its lists or settings are nested too deeply."
-    root = yaml.compose(text)
-    if _size(root, {}) > MOST_VALUES:
-        return f"{path} holds more than {MOST_VALUES:,} values, counting again what its aliases (*) repeat."
-    if not isinstance(content, dict):
-        return f"{path} must hold settings as `key: value` lines, it holds {'nothing' if content is None else type(content).__name__}."
-    for key in ("trainer", "checkpoint", "last_checkpoint", "guard", *ROLES):
-        value = content.get(key, {})
-        if not isinstance(value, dict | str if key in ROLES else dict):
-            shown = "nothing" if value is None else repr(value)
-            return f"{path}: {key} must hold settings as indented `key: value` lines, it is {shown}."
-    return next((f"{path}, {problem}" for problem in _wrong_keys(root)), None)
-
-
-def _wrong_keys(node: Any) -> Iterator[str]:
-    """What jsonargparse does not see, or takes for something else: a key that stands twice, and init_args without names."""
-    seen = set()
-    for name, child in node.value if isinstance(node, yaml.MappingNode) else []:
-        line = f"line {name.start_mark.line + 1}"
-        if name.value in seen:
-            yield f"{line}: {name.value} stands there for the second time; keep one."
-        if name.value == "init_args" and not isinstance(child, yaml.MappingNode):
-            yield f"{line}: init_args must hold settings as indented `key: value` lines."
-        seen.add(name.value)
-    for child in _children(node):
-        yield from _wrong_keys(child)
-
-
-def _size(node: Any, known: dict[int, float]) -> float:
-    """How many values a node stands for; infinite if it holds an alias of itself."""
-    if isinstance(node, yaml.CollectionNode) and id(node) not in known:
-        known[id(node)] = math.inf  # until it is counted: whoever meets it before is inside of it
-        known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
-    return known.get(id(node), 1)
-
-
-def _children(node: Any) -> list[Any]:
-    entries = node.value if isinstance(node, yaml.CollectionNode) else []
-    return [child for entry in entries for child in (entry if isinstance(entry, tuple) else [entry])]
-
-
-def option_lines(owner: type, without: set[str], values: dict[str, Any]) -> list[str]:
-    """One line per argument of a class's constructor: name, value or default, and what the docstring says.
-
-    Args:
-        owner: the class.
-        without: arguments to leave out.
-        values: what is set, by name; lists and mappings are not shown.
-    """
-    documents = [inspect.getdoc(owner), owner.__init__.__doc__]  # type: ignore[misc]
-    entries = [entry for text in documents for entry in docstring_parser.parse(text or "").params]
-    described = {entry.arg_name: entry.description or "" for entry in entries}
-    lines = []
-    for name, default in parameters(owner).items():
-        if name in without:
-            continue
-        text = " ".join(described.get(name, "").replace("``", "").split()).split(". ")[0].removesuffix(".")
-        if not isinstance(values.get(name), list | dict):
-            default = values.get(name, default)
-        shown = "" if default is inspect.Parameter.empty else f" = {'null' if default is None else default}"
-        lines.append(f"{name + shown:<36} {text if len(text) <= 110 else text[:107] + '...'}")
-    return lines
-
-
-def parameters(function: Any) -> dict[str, Any]:
-    """The named parameters of a class or function and their defaults; none if it is written in C and does not tell."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        return {}
-    return {name: parameter.default for name, parameter in signature.parameters.items() if parameter.kind in kinds}
-
-
-def import_class(class_path: str) -> Any:
-    """The class of a dotted path, or None if there is none. Errors in the module itself are not caught: they are its author's."""
-    module, _, name = class_path.rpartition(".")
-    if not all(part.isidentifier() for part in (*module.split("."), name)):
-        return None
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module}.".startswith(f"{error.name}."):
-            return None
-        raise  # the module is there, but imports what is not
-    return found if callable(found) else None
 
 
 def _unknown_key(key: str, settings: Settings, options: list[str]) -> str:
@@ -297,13 +180,8 @@ def _unknown_key(key: str, settings: Settings, options: list[str]) -> str:
     owner = import_class(class_path)
     if owner:
         names = list(parameters(owner))
-        return f"{place.text}: {class_path.split('.')[-1]} has no option {last!r}{_closest(last, names)}; it has {', '.join(names) or 'none'}."
-    return f"{place.text}: there is no such setting{_closest('.'.join(place.path), options)}."
-
-
-def _closest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}" if near else ""
+        return f"{place.text}: {class_path.split('.')[-1]} has no option {last!r}{did_you_mean(last, names)}; it has {', '.join(names) or 'none'}."
+    return f"{place.text}: there is no such setting{did_you_mean('.'.join(place.path), options)}."
 
 
 def _closest_class(class_path: str) -> str:
@@ -312,7 +190,7 @@ def _closest_class(class_path: str) -> str:
         names = vars(importlib.import_module(module))
     except (ImportError, TypeError, ValueError):  # the last two: of a name that begins with a dot, or is empty
         return ""
-    return _closest(name, [known for known, thing in names.items() if inspect.isclass(thing)])
+    return did_you_mean(name, [known for known, thing in names.items() if inspect.isclass(thing)])
 
 
 def _subclasses(owner: Any) -> list[str]:

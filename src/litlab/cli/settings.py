@@ -1,53 +1,13 @@
 """Where settings, runs and the project lie. Known before anything heavy is imported, so that a wrong name is answered at once."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from litlab.cli import messages
 from litlab.errors import BadInput
+from litlab.runs.config_file import file_problem
+from litlab.runs.start import Request
 
 STARTS = ("resume", "fork", "init")
-
-
-@dataclass
-class Request:
-    """What a person wants to start from.
-
-    Args:
-        resume: auto, or what `find` knows as a run; None: nothing.
-        fork: a run whose state a new run continues with.
-        init: a run or a checkpoint file whose weights a new run begins with.
-    """
-
-    resume: str | None = None
-    fork: str | None = None
-    init: str | None = None
-
-    @property
-    def source(self) -> str | None:
-        """The one run that is named, if there is one."""
-        return self.fork or self.init or (self.resume if self.resume != "auto" else None)
-
-
-def links(model: Any, data: Any) -> dict[str, str]:
-    """Settings that follow another one and cannot be set themselves, each with what it follows.
-
-    Args:
-        model: the model's class, or None.
-        data: the data module's class, or None.
-    """
-    of_model, of_data = (messages.parameters(owner) if owner else {} for owner in (model, data))
-    found = {}
-    if "seed" in of_data:
-        found["data.seed"] = "seed_everything"
-    if "tokenizer" in of_data and "pretrained" in of_model:
-        found["data.tokenizer"] = "model.pretrained"
-    for name in ("num_classes", "vocab_size"):
-        if name in of_model and hasattr(data, name):
-            found[f"model.{name}"] = f"data.{name}"
-    return found
 
 
 def take_request(arguments: list[str]) -> tuple[Request, list[str]]:
@@ -92,17 +52,28 @@ def config_files(arguments: list[str]) -> list[Path]:
     return files
 
 
+def find_project(files: list[Path]) -> Path | None:
+    """The nearest folder with configs/base.yaml, upwards from the first configuration file, else from the current folder.
+
+    Without a base.yaml it is the nearest with configs/, where base.yaml is missing; None if there is none either.
+    """
+    # not with pathlib's methods, which raise for a name that is too long or a link to itself
+    for start in [*(Path(os.path.realpath(file)).parent for file in files[:1]), Path.cwd()]:
+        for marker in ("configs/base.yaml", "configs"):  # in this order: a recipe has configs/ of its own
+            for folder in (start, *start.parents):
+                if os.path.exists(folder / marker):
+                    return folder
+    return None
+
+
 def project_root(files: list[Path]) -> Path:
-    """The nearest folder with configs/, upwards from the first configuration file or the current folder.
+    """The folder of the project.
 
     Raises:
         BadInput: if there is none.
     """
-    # not with pathlib's methods, which raise for a name that is too long or a link to itself
-    for start in [*(Path(os.path.realpath(file)).parent for file in files[:1]), Path.cwd()]:
-        for folder in (start, *start.parents):
-            if os.path.isdir(folder / "configs"):
-                return folder
+    if root := find_project(files):
+        return root
     raise BadInput(f"no folder configs/ in {Path.cwd()} or above it: run litlab inside the project.")
 
 
@@ -149,5 +120,5 @@ def check(files: list[Path]) -> None:
         BadInput: if there is one.
     """
     for file in files:
-        if problem := messages.file_problem(file):
+        if problem := file_problem(file):
             raise BadInput(problem)

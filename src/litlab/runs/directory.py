@@ -10,18 +10,18 @@ that is killed leaves files that can be read.
 import contextlib
 import csv
 import fcntl
+import functools
 import json
 import os
 import secrets
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from litlab.errors import BadInput
 from litlab.files import write_atomically
@@ -34,14 +34,16 @@ DEAD_AFTER_SECONDS = 60  # without a heartbeat, a run on another host counts as 
 _held: set[int] = set()  # the locks of this process
 
 
-def _let_go() -> None:
-    """A forked child, as dataloaders make them, may outlive its parent: it must not keep the run locked."""
+@functools.cache  # once per process
+def _release_in_forks() -> None:
+    """Let forked children, as dataloaders make them, give up the locks: they may outlive their parent."""
+    os.register_at_fork(after_in_child=_close_locks)
+
+
+def _close_locks() -> None:
     for handle in _held:
         os.close(handle)
     _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 def new_run_id() -> str:
@@ -218,6 +220,7 @@ class RunDirectory:
             raise BadInput(
                 f"{self.path} is in use by process {holder.get('pid')} on {holder.get('host')}: wait for it or stop it."
             )
+        _release_in_forks()
         self._lock = handle
         _held.add(handle)
         self._released.clear()
@@ -305,7 +308,7 @@ def _point(link: Path, target: str) -> None:
 
 
 def find(runs: Path, reference: str) -> RunDirectory:
-    """The run that a person means.
+    """The run that a reference names.
 
     Args:
         runs: the folder of all runs.

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import tempfile
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,8 @@ def machine() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         },
     }
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,6 @@
 """Where a training starts: anew, where a run was (resume), where another run was (fork), or with its weights (init)."""
 
 import sys
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,10 +9,9 @@ from typing import Any
 
 import yaml
 
-from litlab.cli import messages
-from litlab.training.checkpoint_io import AtomicCheckpointIO
-from litlab.errors import one_line, BadInput
-from litlab.cli.settings import Request
+from litlab.errors import BadInput
+from litlab.runs.checkpoint import load
+from litlab.runs.config_file import file_problem
 from litlab.runs.directory import RunDirectory, all_runs, find
 
 # what may change while a run goes on: where it runs, and what watches it
@@ -25,8 +23,27 @@ FREE: tuple[str, ...] = (
     "trainer.logger",
 )
 FREE += ("trainer.enable_progress_bar", "trainer.max_time", "trainer.profiler", "last_checkpoint", "guard")
-PARTS = {"state_dict", "global_step", "pytorch-lightning_version"}  # of any checkpoint
 SHOWN = 5  # differing settings in one sentence
+
+
+@dataclass
+class Request:
+    """What the user wants to start from.
+
+    Args:
+        resume: auto, or what `find` knows as a run; None: nothing.
+        fork: a run whose state a new run continues with.
+        init: a run or a checkpoint file whose weights a new run begins with.
+    """
+
+    resume: str | None = None
+    fork: str | None = None
+    init: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """The one run that is named, if there is one."""
+        return self.fork or self.init or (self.resume if self.resume != "auto" else None)
 
 
 @dataclass
@@ -58,17 +75,17 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
     }
 
 
-def told(changes: dict[str, tuple[Any, Any]]) -> str:
-    """Differences in words: `model.hidden 128 -> 64`."""
+def describe_differences(changes: dict[str, tuple[Any, Any]]) -> str:
+    """Differences as text: `model.hidden 128 -> 64`."""
     shown = [f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in list(changes.items())[:SHOWN]]
     return ", ".join(shown) + (f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else "")
 
 
-def choose(request: Request, config: str, planned: RunDirectory) -> Start:
+def choose_start(request: Request, config: str, planned: RunDirectory) -> Start:
     """Find where to start, and lock the run if there is one already.
 
     Args:
-        request: what the person wants.
+        request: what the user wants.
         config: the whole configuration, as YAML, redacted.
         planned: the directory of a new run.
 
@@ -121,31 +138,6 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, after comparing every byte with the checksums that torch does not look at.
-
-    Raises:
-        BadInput: if the file is missing, damaged or no checkpoint, or holds more than tensors and plain values.
-    """
-    if not path.is_file():
-        raise BadInput(f"{path} is not a file: a run or one of the .ckpt files in its checkpoints/ is right.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # zipfile raises five kinds for a directory of the archive that is damaged
-        reason = one_line(str(error))[:100]
-        raise BadInput(f"{path} is damaged ({reason}): use another checkpoint, or a copy of this one.") from error
-    if damaged:
-        reason = f"the checksum of {one_line(damaged)[:100]} is wrong"
-        raise BadInput(f"{path} is damaged ({reason}): use another checkpoint, or a copy of this one.")
-    content = AtomicCheckpointIO().load_checkpoint(path)
-    if missing := PARTS - content.keys():
-        raise BadInput(
-            f"{path} is no checkpoint of a training: it lacks {', '.join(sorted(missing))}; choose another one."
-        )
-    return content
-
-
 def _continued(run: RunDirectory, settings: dict[str, Any]) -> Start:
     """Where a run that is locked goes on."""
     parent = run.record().get("parent")
@@ -177,7 +169,7 @@ def _forked(parent: RunDirectory, settings: dict[str, Any], planned: RunDirector
             f"{parent.path} has no checkpoint that a run can continue from: there is nothing to fork, choose another run."
         )
     if changes := differences(_settings(parent), settings):
-        print(f"changed    {told(changes)}", file=sys.stderr)
+        print(f"changed    {describe_differences(changes)}", file=sys.stderr)
     copied = {f"checkpoints/{file.name}": file for file in (parent.path / "checkpoints").glob("*.ckpt")}
     copied["checkpoints/last.ckpt"] = found[0]
     if (rows := parent.path / "metrics.csv").exists():
@@ -233,7 +225,7 @@ def _released_if_refused(run: RunDirectory) -> Iterator[None]:
 
 def _settings(run: RunDirectory) -> dict[str, Any]:
     file = run.config()
-    if problem := messages.file_problem(file):
+    if problem := file_problem(file):
         raise BadInput(problem)
     return yaml.safe_load(file.read_text())
 
@@ -242,10 +234,10 @@ def _refuse_changes(before: dict[str, Any], after: dict[str, Any], what: str, re
     changes = differences(before, after)
     if wrong := {name: values for name, values in changes.items() if not name.startswith(FREE)}:
         raise BadInput(
-            f"{what} with other settings: {told(wrong)}; repeat those, or continue in a new run with --fork={reference}."
+            f"{what} with other settings: {describe_differences(wrong)}; repeat those, or continue in a new run with --fork={reference}."
         )
     if changes:
-        print(f"changed    {told(changes)}", file=sys.stderr)
+        print(f"changed    {describe_differences(changes)}", file=sys.stderr)
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from litlab.errors import BadInput, explain_full_disk
+from litlab.errors import explain_full_disk
 from litlab.files import open_atomically
+from litlab.runs import checkpoint as checkpoint_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -32,16 +33,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint without running any code that it may hold.
 
         Raises:
-            BadInput: if the file is damaged, is no checkpoint, or holds other objects than tensors and plain values.
+            BadInput: if the file is damaged, is not a checkpoint, or holds other objects than tensors and plain values.
         """
-        try:
-            content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a file that is cut short or holds code
-            raise BadInput(
-                f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__}): it is damaged, or holds more than tensors."
-            ) from error
-        if not isinstance(content, dict):
-            raise BadInput(
-                f"{path} is no checkpoint of a training: it holds a {type(content).__name__}; choose another one."
-            )
-        return content
+        return checkpoint_file.read(path, map_location)

@@ -1,75 +1,43 @@
 """best.ckpt and last.ckpt: written between two optimizer steps, with everything that a run needs to go on unchanged."""
 
-import random
+import os
 import time
 from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from pydantic import PositiveFloat
-from torchmetrics import Metric
 
 from litlab.training.interrupts import Interrupted, Interrupts
 from litlab.training.loggers import MetricsCsv
+from litlab.training.ranks import any_rank, gather, of_rank
+from litlab.training.state import (
+    State,
+    mean_state,
+    metric_state,
+    metrics_of,
+    random_state,
+    set_metric_state,
+    set_random_state,
+    unfinished_mean,
+)
 
-State = dict[str, Any]
-
-LOGGED = ("callback", "logged", "progress_bar")  # what Lightning remembers of it
-
-
-def random_state() -> State:
-    """The state of all global random number generators, as plain values and tensors."""
-    version, numbers, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=False)
-    key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
-    return {
-        "python": (version, torch.tensor(numbers), gauss),
-        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": key}},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: State) -> None:
-    """Make all global random number generators continue from `state`."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
-    inner = state["numpy"]["state"]
-    np.random.set_state({**state["numpy"], "state": {**inner, "key": inner["key"].numpy().astype(np.uint32)}})
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # another machine cannot be exact anyway
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def of_all_ranks(trainer: Trainer, value: Any) -> list[Any]:
-    """What each process holds, by rank."""
-    if trainer.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def of_rank(trainer: Trainer, values: list[Any]) -> Any:
-    """What the process of this rank had; where the number of processes has grown, what another had."""
-    return values[trainer.global_rank % len(values)]
+LOGGED = ("callback", "logged", "progress_bar")  # where Lightning's logger connector keeps what was logged
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, whose files are written between two optimizer steps.
 
-    Lightning 2.6.6 writes them in the middle of things, before the step that they belong to is over: what is left of
-    it would be missing when a run continues from such a file. Paths follow a run directory that was moved.
+    Lightning 2.6.6 writes them before the step that they belong to is over: what is left of the step would be missing
+    when a run continues from such a file. Paths follow a run directory that was moved.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin with nothing to write."""
+        """Write to the run directory; begin with nothing to write."""
+        self.dirpath = os.path.join(trainer.default_root_dir, "checkpoints")
         super().setup(trainer, pl_module, stage)
         self._waiting: list[str] = []
         self._superseded: list[str] = []
@@ -123,15 +91,20 @@ class LastCheckpoint(Callback):
 
     def __init__(self, every_minutes: PositiveFloat = 5) -> None:
         self.every_minutes = every_minutes
-        self.path = Path("last.ckpt")  # set by the command line, as are the next two
-        self.interrupts = Interrupts()
-        self.origin: State = {}  # what tells this run's checkpoints from another's
+        self._origin: State = {}  # what tells this run's checkpoints from another's
         self.validation_due = False  # whether the step at which the run continues is followed by a validation
         self.epoch_began: State = {}  # random states when the dataloader was asked for the epoch's iterator, and for its first batch
         self._at_validation: tuple[State, State] | None = None
         self._loaded: State | None = None
         self._configured: list[list[State]] = []  # the optimizers' settings
         self._saved = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read, on the first rank, which run this is and its settings."""
+        if stage == "fit":
+            run = Path(trainer.default_root_dir)
+            mine = {"run": run.name, "config": _config(run)} if trainer.is_global_zero else {}
+            self._origin = trainer.strategy.broadcast(mine)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember what the configuration says of the optimizers, before a checkpoint replaces it."""
@@ -141,10 +114,10 @@ class LastCheckpoint(Callback):
         """Add the state; in the middle of a validation that of its beginning."""
         run, mine = self._at_validation or self._state(trainer, pl_module)
         checkpoint["litlab"] = {
-            **self.origin,
+            **self._origin,
             **run,
             "optimizers": self._configured,
-            "ranks": of_all_ranks(trainer, mine),
+            "ranks": gather(trainer, mine),
         }
         checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = run["validation_progress"]
 
@@ -166,15 +139,15 @@ class LastCheckpoint(Callback):
         for name in LOGGED:
             getattr(connector, f"_{name}_metrics").update(state["logged"][name])
         connector._first_loop_iter, connector._current_fx = state["first_batch"], state["logging_hook"]
-        for name, metric in _metrics(trainer.lightning_module):
+        for name, metric in metrics_of(trainer.lightning_module):
             if name in mine["metrics"]:
-                _set_states(metric, mine["metrics"][name])
+                set_metric_state(metric, mine["metrics"][name])
         for key, mean in mine["means"].items():
-            trainer.fit_loop.epoch_loop._results[key] = _unfinished_mean(trainer, mean)
-        if state["run"] == self.origin["run"]:
+            trainer.fit_loop.epoch_loop._results[key] = unfinished_mean(trainer, mean)
+        if state["run"] == self._origin["run"]:
             trainer.should_stop = state["should_stop"]
         else:
-            self._configure_optimizers_anew(trainer, state["optimizers"])
+            self._apply_new_optimizer_settings(trainer, state["optimizers"])
         set_random_state(mine["random"])
 
     def before_validation(self, trainer: Trainer) -> None:
@@ -189,7 +162,7 @@ class LastCheckpoint(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Stop in the middle of a validation if that was asked for."""
-        if self._at_validation and self._agreed(trainer, self.interrupts.requested)[0]:
+        if self._at_validation and any_rank(trainer, _interrupts(trainer).requested)[0]:
             self._stop(trainer)
 
     def after_step(self, trainer: Trainer, save: bool) -> None:
@@ -203,7 +176,7 @@ class LastCheckpoint(Callback):
             Interrupted: if the run was asked to stop.
         """
         due = time.monotonic() - self._saved > self.every_minutes * 60
-        stop, due = self._agreed(trainer, self.interrupts.requested, due)
+        stop, due = any_rank(trainer, _interrupts(trainer).requested, due)
         if stop:
             self._stop(trainer)
         self.write_best(trainer)
@@ -216,8 +189,8 @@ class LastCheckpoint(Callback):
             if isinstance(callback, BestCheckpoint):
                 callback.write(trainer)
 
-    def _configure_optimizers_anew(self, trainer: Trainer, before: list[list[State]]) -> None:
-        """In a fork what was configured otherwise wins over the checkpoint; the schedule stays where it is."""
+    def _apply_new_optimizer_settings(self, trainer: Trainer, before: list[list[State]]) -> None:
+        """In a fork, changed settings win over the checkpoint's; the schedule stays where it is."""
         for optimizer, old_groups, new_groups in zip(trainer.optimizers, before, self._configured, strict=True):
             for group, old, new in zip(optimizer.param_groups, old_groups, new_groups, strict=True):
                 changed = {name: value for name, value in new.items() if value != old.get(name)}
@@ -229,22 +202,14 @@ class LastCheckpoint(Callback):
                 config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]
 
     def _stop(self, trainer: Trainer) -> None:
-        self.interrupts.calm()
+        _interrupts(trainer).cancel_timeout()
         self.write_best(trainer)
         self._save(trainer)
         raise Interrupted
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
         self._saved = time.monotonic()
-
-    def _agreed(self, trainer: Trainer, *wishes: bool) -> list[bool]:
-        """What any process wants, so that all do it at the same step."""
-        if trainer.world_size == 1:
-            return list(wishes)
-        wanted = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX)
-        return [bool(wish) for wish in wanted.tolist()]
 
     def _state(self, trainer: Trainer, module: LightningModule) -> tuple[State, State]:
         """What the run has, and what each of its processes has for itself."""
@@ -258,13 +223,13 @@ class LastCheckpoint(Callback):
             "logged": {name: dict(getattr(connector, f"_{name}_metrics")) for name in LOGGED},
             "first_batch": connector._first_loop_iter,
             "logging_hook": connector._current_fx,
-            "metrics_csv": csv[0].length() if csv else None,
+            "metrics_csv": csv[0].size() if csv else None,
         }
         of_process = {
             "random": random_state(),
             "epoch_began": self.epoch_began,
-            "means": {key: _mean_state(mean) for key, mean in loop._results.items() if not mean.has_reset},
-            "metrics": {name: _states(metric) for name, metric in _metrics(module)},
+            "means": {key: mean_state(mean) for key, mean in loop._results.items() if not mean.has_reset},
+            "metrics": {name: metric_state(metric) for name, metric in metrics_of(module)},
         }
         return of_run, of_process
 
@@ -273,45 +238,13 @@ def _settings(group: State) -> State:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def _metrics(module: LightningModule) -> list[tuple[str, Metric]]:
-    """The metrics of a module that are under way; those of a finished validation are empty."""
-    return [(name, child) for name, child in module.named_modules() if isinstance(child, Metric)]
+def _interrupts(trainer: Trainer) -> Interrupts:
+    """The requests to stop, which the fit loop of `litlab.training.loops` holds."""
+    loop: Any = trainer.fit_loop
+    return loop.interrupts
 
 
-def _states(metric: Metric) -> State:
-    return {"states": dict(metric.metric_state), "count": metric._update_count}
-
-
-def _set_states(metric: Metric, state: State) -> None:
-    device = metric.device
-    for name, value in state["states"].items():
-        setattr(metric, name, [part.to(device) for part in value] if isinstance(value, list) else value.to(device))
-    metric._update_count = state["count"]
-
-
-def _mean_state(mean: _ResultMetric) -> State:
-    """What Lightning has summed up of one name that is logged with `on_epoch=True`."""
-    meta = mean.meta
-    plain = {
-        field.name: getattr(meta, field.name) for field in fields(meta) if field.name not in ("reduce_fx", "_sync")
-    }
-    sync = {"should": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only}
-    return {
-        "meta": {**plain, "reduce_fx": meta.reduce_fx.__name__},
-        "sync": sync,
-        "tensor": mean.is_tensor,
-        **_states(mean),
-    }
-
-
-def _unfinished_mean(trainer: Trainer, state: State) -> _ResultMetric:
-    """The same, to be continued."""
-    meta = _Metadata(**state["meta"])
-    meta.sync = _Sync(
-        _should=state["sync"]["should"], fn=trainer.strategy.reduce, rank_zero_only=state["sync"]["rank_zero_only"]
-    )
-    mean = _ResultMetric(meta, state["tensor"]).to(trainer.strategy.root_device)
-    _set_states(mean, state)
-    if not state["tensor"]:
-        mean.value = trainer.lightning_module.get_submodule(state["meta"]["metric_attribute"])
-    return mean
+def _config(run: Path) -> Any:
+    """The settings that a run directory records; None if it has none, as in a notebook."""
+    file = run / "config.yaml"
+    return yaml.safe_load(file.read_text()) if file.exists() else None

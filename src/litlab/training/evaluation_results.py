@@ -10,21 +10,19 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from litlab.files import open_atomically
+from litlab.runs.directory import RunDirectory
+from litlab.training.ranks import gather
 
 
 class EvaluationResults(Callback):
-    """Collects what validation and test steps return, over all processes, and writes it when the split is done.
+    """Collects what validation and test steps return, over all processes, and writes it to predictions/<split>.parquet.
 
     It relies on the step contract alone: a step returns a dict of `id`, `target`, and `prediction` with
     `probabilities`, or `text`; each a tensor or list whose first dimension is the batch. Validations inside a training
     are not collected. What breaks the contract is not written, and a line says so: scores do not depend on it.
-
-    Args:
-        run: the run directory, where predictions/<split>.parquet goes.
     """
 
-    def __init__(self, run: Path) -> None:
-        self._run = run
+    def __init__(self) -> None:
         self._outputs: list[dict[str, Any]] = []
         self._broken = False
         self.count: int | None = None  # examples of the last evaluation
@@ -65,17 +63,24 @@ class EvaluationResults(Callback):
             return
         columns = {name: _join([output[name] for output in self._outputs]) for name in self._outputs[0]}
         self._outputs = []
-        shares: list[Any] = [columns]
-        if trainer.world_size > 1:
-            shares = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shares, columns)
-        table = pyarrow.concat_tables(pyarrow.table(share) for share in shares).sort_by("id")
+        tables = [pyarrow.table(of_rank) for of_rank in gather(trainer, columns)]
+        table = pyarrow.concat_tables(tables).sort_by("id")
         self.count = len(table)
         if trainer.is_global_zero:
-            folder = self._run / "predictions"
+            folder = Path(trainer.default_root_dir) / "predictions"
             folder.mkdir(exist_ok=True)
             with open_atomically(folder / f"{split}.parquet") as file:
                 pyarrow.parquet.write_table(table, file)
+
+
+class CountTestEvaluations(Callback):
+    """Counts the evaluations on the test split in run.json: before the first batch, so that none is lost, and not before model and data fit."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count this one."""
+        if trainer.is_global_zero:
+            run = RunDirectory(Path(trainer.default_root_dir))
+            run.update_record(test_looks=run.record().get("test_looks", 0) + 1)
 
 
 def _length(value: Any) -> int | None:

@@ -1,7 +1,8 @@
-"""Notices when the numbers of a training are no numbers any more."""
+"""Stops a training, or skips a step, whose loss or gradient is NaN or Inf."""
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from litlab.errors import StoppedByGuard
 from litlab.files import write_atomically
-from litlab.training.checkpoints import of_all_ranks
+from litlab.training.ranks import gather
 
 GRADIENT_HOOKS = ("on_before_optimizer_step", "configure_gradient_clipping")  # they may change it before it is clipped
 IN_A_ROW = 20  # skipped steps; more mean that the training does not recover
 
 
 class Guard(Callback):
-    """Stops a training whose loss or gradient is infinite or not a number, and keeps what led to it.
+    """Stops a training whose loss or gradient is NaN or Inf, and records the step and its examples.
 
     The run directory gets nonfinite.json: step, epoch, seed and the ids of the examples. Nothing is saved after such a
     step. The check reads one number per optimizer step, of the step before: a GPU does not wait for it.
@@ -30,8 +31,6 @@ class Guard(Callback):
 
     def __init__(self, nonfinite: Literal["stop", "skip"] = "stop") -> None:
         self.nonfinite = nonfinite
-        self.run = Path()  # set by the command line, as is the seed
-        self.seed: int | None = None
         self.skipped = 0
         self._in_a_row = 0
         self._batches: list[Any] = []
@@ -84,7 +83,7 @@ class Guard(Callback):
         if trainer.world_size > 1:
             watched = trainer.strategy.reduce(watched, reduce_op="sum")
         ids = [batch.get("id") if isinstance(batch, dict) else None for batch in self._batches]
-        facts = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seed": self.seed}
+        facts = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seed": _seed()}
         self._unread = watched, {**facts, "ids": ids}
         if self.nonfinite == "skip" and not torch.isfinite(watched):
             self._skip(trainer, optimizer)
@@ -148,12 +147,18 @@ class Guard(Callback):
         mine = [
             one for ids in facts["ids"] if ids is not None for one in (ids.tolist() if torch.is_tensor(ids) else ids)
         ]
-        ids = [one for of_rank in of_all_ranks(trainer, mine) for one in of_rank]
-        file = self.run / "nonfinite.json"
+        ids = [one for of_rank in gather(trainer, mine) for one in of_rank]
+        file = Path(trainer.default_root_dir) / "nonfinite.json"
         if trainer.is_global_zero:
             content = {**facts, "ids": ids, "skipped": self.skipped}
             write_atomically(file, json.dumps(content, indent=1) + "\n")
         return file
+
+
+def _seed() -> int | None:
+    """The seed of the process, where `seed_everything` keeps it."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return int(seed) if seed else None
 
 
 def gradients_of(optimizer: Any) -> list[Tensor]:

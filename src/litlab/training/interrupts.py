@@ -9,6 +9,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+INTERRUPTED = 75  # exit status; EX_TEMPFAIL of sysexits.h: try again
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PATIENCE_SECONDS = 10  # for the step that is under way; a cluster kills 30 seconds after it has asked
 ECHO_SECONDS = 2  # make and the like pass a signal on that litlab has had already
@@ -38,12 +39,12 @@ class Interrupts:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.calm()
+        self.cancel_timeout()
         for number, handler in self._original.items():
             signal.signal(number, handler)
 
-    def calm(self) -> None:
-        """The request is being answered: there is no hurry any more."""
+    def cancel_timeout(self) -> None:
+        """Stop the timer that ends a step that takes too long: the request is being answered."""
         if threading.current_thread() is threading.main_thread():
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -55,12 +56,12 @@ class Interrupts:
         if self.requested or not self.patient:
             raise KeyboardInterrupt
         self.requested = True
-        self._original.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._lose_patience))
+        self._original.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._end_step))
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         with contextlib.suppress(OSError, RuntimeError):  # whoever reads it may have got the signal too
             print(
                 f"\n{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr
             )
 
-    def _lose_patience(self, number: int, frame: FrameType | None) -> None:
+    def _end_step(self, number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

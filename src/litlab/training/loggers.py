@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: always metrics.csv in the run directory, and Weights & Biases."""
+"""Loggers: metrics.csv in the run directory, which every run has, and Weights & Biases."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from litlab.files import write_atomically
 
 WandbMode = Literal["online", "offline", "disabled"]
 
+STEP = "trainer/global_step"  # W&B's x-axis; set here, because Lightning 2.7 may use another name
 EMPTY_LOG = 7  # bytes: the header alone
 SYNC_TIMEOUT = 60  # seconds
 
@@ -27,8 +29,8 @@ SYNC_TIMEOUT = 60  # seconds
 class MetricsCsv(Logger):
     """Appends every logged number to metrics.csv: a row per call, a column per name.
 
-    Lightning's own CSVLogger deletes the file of an earlier run in the same folder; this one continues it. Only a name
-    that was never logged before makes it write the file again, in one step.
+    Lightning's CSVLogger deletes the file of an earlier run in the same folder; this one continues it. A name that was
+    not logged before rewrites the file, atomically.
 
     Args:
         save_dir: the run directory.
@@ -52,7 +54,7 @@ class MetricsCsv(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run directory; as the first logger's folder it is the trainer's `log_dir`, where profilers write."""
+        """The run directory. If this is the first logger, it is the trainer's `log_dir`, where profilers write."""
         return str(self._file.parent)
 
     @rank_zero_only
@@ -70,27 +72,25 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: config.yaml has them."""
+        """Do nothing: config.yaml has the hyperparameters."""
 
-    def length(self) -> tuple[int, int]:
-        """Rows and columns, for `shorten`."""
+    def size(self) -> tuple[int, int]:
+        """Number of rows and columns, as `truncate` takes them."""
         return self._count, len(self._columns)
 
-    def shorten(self, rows: int, columns: int) -> None:
-        """Drop what was logged after the point from which the run continues.
+    def truncate(self, rows: int, columns: int) -> None:
+        """Drop what was logged after the checkpoint from which the run continues.
 
         Args:
-            rows: how many to keep.
-            columns: how many of the names were known then.
+            rows: number of rows to keep.
+            columns: number of columns to keep.
         """
         content = self._rows()
-        if (there := max(0, len(content) - 1)) < rows:
-            print(f"{self._file} has lost rows: {there} of {rows} are there", file=sys.stderr)
-        text = io.StringIO()
-        kept = content[: rows + 1] if columns else []
-        csv.writer(text, lineterminator="\n").writerows(row[:columns] for row in kept)
-        write_atomically(self._file, text.getvalue())
-        self._columns, self._count = (content[0][:columns] if kept else []), max(0, len(kept) - 1)
+        if (found := max(0, len(content) - 1)) < rows:
+            print(f"{self._file} has lost rows: {found} of {rows} are there", file=sys.stderr)
+        kept = [row[:columns] for row in content[: rows + 1]] if columns else []
+        self._replace(kept)
+        self._columns, self._count = (kept[0] if kept else []), max(0, len(kept) - 1)
 
     def _rows(self) -> list[list[str]]:
         if not self._file.exists():
@@ -100,17 +100,20 @@ class MetricsCsv(Logger):
 
     def _add_columns(self, new: list[str]) -> None:
         self._columns += new
-        text = io.StringIO()
         rows = [row + [""] * (len(self._columns) - len(row)) for row in self._rows()[1:]]
-        csv.writer(text, lineterminator="\n").writerows([self._columns, *rows])
+        self._replace([self._columns, *rows])
+
+    def _replace(self, content: list[list[str]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(content)
         write_atomically(self._file, text.getvalue())
 
 
 class Wandb(WandbLogger):
-    """Weights & Biases, online if credentials are there, offline otherwise; it never asks and never hangs.
+    """Weights & Biases: online if credentials are configured, offline otherwise, without prompts and without hanging.
 
-    An offline run is complete: `wandb sync` sends it later, `wandb leet` shows it in the terminal. The W&B run has the
-    id of the run directory, and its config is the run's config.yaml.
+    An offline run is complete: `wandb sync` sends it later, `wandb leet` shows it in the terminal. The id of the W&B run is
+    the name of the run directory, its config is the run's config.yaml.
 
     Args:
         project: name of the W&B project.
@@ -128,11 +131,9 @@ class Wandb(WandbLogger):
         finish_timeout: float = 15,
         save_dir: str = ".",
     ) -> None:
-        # W&B's telemetry goes out even in offline mode, and delays the end by 20 seconds if the server does not answer.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         folder = Path(save_dir)
         super().__init__(name=folder.name, project=project, save_dir=save_dir, id=folder.name, group=folder.parent.name)
-        self._wandb_init.pop("anonymous")  # always passed by Lightning 2.6.6, and deprecated by W&B
+        self._wandb_init.pop("anonymous", None)  # always passed by Lightning 2.6.6, deprecated by W&B
         self._folder = folder
         self._mode = mode
         self._connect_timeout = connect_timeout
@@ -141,7 +142,7 @@ class Wandb(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The wandb run, begun at first use."""
+        """The wandb run, which starts at first use."""
         if self._experiment is None:
             import wandb
 
@@ -151,17 +152,22 @@ class Wandb(WandbLogger):
             except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
                 reason = f"the server did not accept the run: {str(error).splitlines()[0][:80]}"
                 mode = "offline"
-                wandb.teardown()  # a second init with the same id in the same session fails
+                wandb.teardown()  # otherwise a second init with the same id fails
                 self._begin(mode)
             print(f"W&B: {mode} ({reason})", file=sys.stderr)
         return self._experiment
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: the run's config is complete from its beginning."""
+        """Do nothing: the W&B run starts with the whole config."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log one row, with the step as a column of it."""
+        super().log_metrics(metrics if step is None else {**metrics, STEP: step})
 
     def _send_fragments(self) -> None:
-        """Send what earlier processes of a run that is continued have logged offline, so that rows arrive in their order."""
+        """Send what earlier processes of a resumed run logged offline, so that rows arrive in their order."""
         logs = self._folder.glob("wandb/offline-run-*/run-*.wandb")
         unsent = [log for log in logs if not log.with_name(f"{log.name}.synced").exists()]
         if unsent:
@@ -170,21 +176,20 @@ class Wandb(WandbLogger):
             with suppress(subprocess.TimeoutExpired):
                 subprocess.run(command, capture_output=True, timeout=SYNC_TIMEOUT)
         if any(not log.with_name(f"{log.name}.synced").exists() for log in unsent):
-            print(
-                f"W&B: not all could be sent; wandb sync {self._folder}/wandb/offline-run-* sends it later",
-                file=sys.stderr,
-            )
+            command_line = f"wandb sync {self._folder}/wandb/offline-run-*"
+            print(f"W&B: not all could be sent; {command_line} sends it later", file=sys.stderr)
 
     def _begin(self, mode: WandbMode) -> None:
         import wandb
 
+        # of processes that were killed at once: wandb sync stops at an empty log
         for log in self._folder.glob("wandb/*run-*/run-*.wandb"):
             if log.stat().st_size <= EMPTY_LOG:
-                shutil.rmtree(
-                    log.parent
-                )  # of a process that was killed at once; wandb sync sends nothing at all if it meets one
+                shutil.rmtree(log.parent)
         if mode == "online":
             self._send_fragments()
+
+        # the arguments of wandb.init
         config = yaml.safe_load((self._folder / "config.yaml").read_text())
         config["git_commit"] = json.loads((self._folder / "run.json").read_text())["git"]["commit"]
         self._wandb_init["mode"] = mode
@@ -193,28 +198,43 @@ class Wandb(WandbLogger):
             init_timeout=self._connect_timeout,
             finish_timeout=self._finish_timeout,
             disable_git=True,  # code.patch of the run directory has the uncommitted changes, without secrets
-            x_transaction_log_flush_interval=2,  # seconds; W&B's 15 lose that much to a kill
-            silent=mode != "online",  # one line of our own says the same; online, W&B's warnings stay
-            quiet=True,  # otherwise init asks for the user's name first, beyond init_timeout
+            x_transaction_log_flush_interval=2,  # seconds; a killed process loses 15 with W&B's default
+            silent=mode != "online",  # the line printed above is enough; online, W&B's warnings stay
+            quiet=True,  # otherwise init asks the server for the user's name first, without init_timeout
         )
-        super().experiment  # noqa: B018  # Lightning's property calls wandb.init with what was collected above
+        super().experiment  # noqa: B018  # Lightning's property calls wandb.init
+
+        # the x-axis of all charts, and which value of the monitored metric is the summary
+        self.experiment.define_metric(STEP)
+        self.experiment.define_metric("*", step_metric=STEP, step_sync=True)
         monitor, best = config["checkpoint"]["monitor"], config["checkpoint"]["mode"]
         if monitor:
-            self.experiment.define_metric(monitor, summary=best, step_metric="trainer/global_step", step_sync=True)
+            self.experiment.define_metric(monitor, summary=best, step_metric=STEP, step_sync=True)
 
 
 def choose_mode(mode: WandbMode | None) -> tuple[WandbMode, str]:
-    """Whether W&B is online, and why, without asking anybody or anything but this machine's settings."""
+    """The mode of W&B and the reason, from this machine's settings alone: no prompt, no request.
+
+    Args:
+        mode: as configured; None to choose.
+    """
     if mode:
         return mode, "as configured"
     if (named := os.environ.get("WANDB_MODE", "").lower()) in ("online", "offline", "disabled", "dryrun"):
         return ("offline" if named == "dryrun" else named), "WANDB_MODE"  # type: ignore[return-value]
     import wandb
 
-    wandb.setup(settings=wandb.Settings(silent=True))  # login would ask the server for the user's name, to print it
+    # silent: otherwise login asks the server for the user's name, to print it
+    wandb.setup(settings=wandb.Settings(silent=True))
     try:
         if wandb.login(prompt=False, verify=False):
             return "online", "credentials found"
     except wandb.errors.AuthenticationError as error:
         return "offline", str(error)
     return "offline", "no credentials; wandb login, or wandb sync later"
+
+
+def finish_wandb(exit_code: int) -> None:
+    """End the W&B run, if there is one, and wait for its uploads as long as the logger allows."""
+    if (wandb := sys.modules.get("wandb")) and getattr(wandb, "run", None):
+        wandb.finish(exit_code=exit_code)

@@ -1,7 +1,7 @@
 """Lightning's training loops, made to continue exactly where they were.
 
 What Lightning 2.6.6 does otherwise: it guesses from counters whether the step at which a run continues was followed by a
-validation, and validates twice or not at all; it forgets that early stopping had spoken and skips the end of an epoch
+validation, and skips one that was due; it does not restore `should_stop`, and skips the end of an epoch
 if the last step was done; it drops the state of a dataloader that was made before the checkpoint was read, and begins the
 epoch again with a dataloader that has no state. A test resumes from each of these points and compares every bit.
 """
@@ -23,8 +23,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from tqdm import tqdm
 
-from litlab.training.checkpoints import LastCheckpoint, random_state, set_random_state
-from litlab.training.interrupts import Interrupted
+from litlab.training.checkpoints import LastCheckpoint
+from litlab.training.interrupts import Interrupted, Interrupts
+from litlab.training.state import random_state, set_random_state
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -45,14 +46,18 @@ class FitLoop(_FitLoop):
 
     Args:
         trainer: its own loop is replaced by this one.
-        keeper: saves and restores.
+        last_checkpoint: saves and restores.
+        interrupts: requests to stop, answered between two steps.
     """
 
-    def __init__(self, trainer: Trainer, keeper: LastCheckpoint) -> None:
+    def __init__(self, trainer: Trainer, last_checkpoint: LastCheckpoint, interrupts: Interrupts) -> None:
         replaced = trainer.fit_loop
         super().__init__(trainer, replaced.min_epochs, replaced.max_epochs)
-        self.keeper = keeper
-        self.epoch_loop = EpochLoop(trainer, keeper, replaced.epoch_loop.min_steps, replaced.epoch_loop.max_steps)
+        self.last_checkpoint = last_checkpoint
+        self.interrupts = interrupts
+        self.epoch_loop = EpochLoop(
+            trainer, last_checkpoint, replaced.epoch_loop.min_steps, replaced.epoch_loop.max_steps
+        )
 
     @property
     def done(self) -> bool:
@@ -62,21 +67,21 @@ class FitLoop(_FitLoop):
 
     def run(self) -> None:
         """Train; a request to stop is answered between two steps."""
-        self.keeper.interrupts.patient = True
+        self.interrupts.patient = True
         try:
             with shortcuts(self.trainer):
                 super().run()
         finally:
-            self.keeper.interrupts.patient = False
-        self.keeper.write_best(self.trainer)
-        if self.keeper.interrupts.requested:
-            self.keeper.interrupts.calm()
+            self.interrupts.patient = False
+        self.last_checkpoint.write_best(self.trainer)
+        if self.interrupts.requested:
+            self.interrupts.cancel_timeout()
             raise Interrupted
 
     def setup_data(self) -> None:
         """Make the dataloader, and remember the random state before it is asked for its iterator."""
         if self._combined_loader is None or self._should_reload_train_dl:
-            self.keeper.epoch_began["iterator"] = random_state()
+            self.last_checkpoint.epoch_began["iterator"] = random_state()
         super().setup_data()
 
     def reset(self) -> None:
@@ -92,7 +97,7 @@ class FitLoop(_FitLoop):
         """Restore what Lightning does not, last of all."""
         super().on_run_start()
         self._load_combined_loader_states()
-        self.keeper.restore(self.trainer)
+        self.last_checkpoint.restore(self.trainer)
 
     def advance(self) -> None:
         """Train for an epoch, whose end is like that of any other."""
@@ -102,24 +107,26 @@ class FitLoop(_FitLoop):
     def on_advance_end(self) -> None:
         """End an epoch; checkpoints that its hooks asked for are written before the next one begins."""
         super().on_advance_end()
-        self.keeper.write_best(self.trainer)
+        self.last_checkpoint.write_best(self.trainer)
 
 
 class EpochLoop(_TrainingEpochLoop):
     """The steps of an epoch, each followed by what is due: a validation, a checkpoint, a stop."""
 
-    def __init__(self, trainer: Trainer, keeper: LastCheckpoint, min_steps: int | None, max_steps: int) -> None:
+    def __init__(
+        self, trainer: Trainer, last_checkpoint: LastCheckpoint, min_steps: int | None, max_steps: int
+    ) -> None:
         super().__init__(trainer, min_steps, max_steps)
-        self.keeper = keeper
+        self.last_checkpoint = last_checkpoint
         self._validation_wanted = False
         self._takes_index: bool | None = None  # whether the training step takes the number of the batch
         self.asked = 0.0  # when the last batch was asked for, for Throughput
-        self.val_loop: ValidationLoop = ValidationLoop(trainer, keeper)
+        self.val_loop: ValidationLoop = ValidationLoop(trainer, last_checkpoint)
 
     @property
     def done(self) -> bool:
         """Whether the epoch is over; not before a validation that is due, and not within an optimizer step."""
-        if self.keeper.validation_due or (self.trainer.should_stop and self._should_accumulate()):
+        if self.last_checkpoint.validation_due or (self.trainer.should_stop and self._should_accumulate()):
             return False
         return super().done
 
@@ -130,7 +137,7 @@ class EpochLoop(_TrainingEpochLoop):
     def run(self, data_fetcher: _DataFetcher) -> None:
         """Train for an epoch, or for what is left of it, which may be nothing."""
         super().run(data_fetcher)
-        self.on_iteration_done()  # the next epoch is no continuation
+        self.on_iteration_done()  # the next epoch does not continue this one
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Bring the dataloader to where it was."""
@@ -138,19 +145,19 @@ class EpochLoop(_TrainingEpochLoop):
             if not all(hasattr(loader, "load_state_dict") for loader in data_fetcher.combined_loader.flattened):
                 self._replay(data_fetcher)
         elif self.trainer.current_epoch > 0:
-            self.keeper.epoch_began["iterator"] = random_state()
+            self.last_checkpoint.epoch_began["iterator"] = random_state()
             if (
                 self.trainer.fit_loop.is_resuming
             ):  # Lightning keeps the one that it made before the random state was restored
                 iter(data_fetcher)
         super().on_run_start(data_fetcher)
         if not self.restarting:
-            self.keeper.epoch_began["first_batch"] = random_state()
+            self.last_checkpoint.epoch_began["first_batch"] = random_state()
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on one batch, unless the run continues with a validation."""
         self.restarting = False
-        if not self.keeper.validation_due:
+        if not self.last_checkpoint.validation_due:
             self.asked = time.perf_counter()
             super().advance(data_fetcher)
 
@@ -159,11 +166,11 @@ class EpochLoop(_TrainingEpochLoop):
         self.val_loop.has_run = False
         super().on_advance_end(data_fetcher)
         if not self._should_accumulate():
-            self.keeper.after_step(self.trainer, self.val_loop.has_run or self._is_training_done)
+            self.last_checkpoint.after_step(self.trainer, self.val_loop.has_run or self._is_training_done)
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
-        if self.keeper.validation_due:
-            self.keeper.validation_due = False
+        if self.last_checkpoint.validation_due:
+            self.last_checkpoint.validation_due = False
             return True
         self._validation_wanted = self._validation_wanted or super()._should_check_val_fx(data_fetcher)
         if self._should_accumulate():  # then after the optimizer step
@@ -182,14 +189,14 @@ class EpochLoop(_TrainingEpochLoop):
         return kwargs
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Nothing: the keeper asks all processes, once per optimizer step and not per batch."""
+        """Nothing: LastCheckpoint asks all ranks, once per optimizer step and not per batch."""
 
     def _replay(self, data_fetcher: _DataFetcher) -> None:
         """Ask a dataloader that knows no position for the batches that were trained on already."""
         after = random_state()
-        set_random_state(self.keeper.epoch_began["iterator"])
+        set_random_state(self.last_checkpoint.epoch_began["iterator"])
         iter(data_fetcher)
-        set_random_state(self.keeper.epoch_began["first_batch"])
+        set_random_state(self.last_checkpoint.epoch_began["first_batch"])
         taken = self.batch_progress.current.ready
         for _ in tqdm(range(taken), "batches seen", unit="batch", delay=2, leave=False):
             next(data_fetcher)
@@ -200,20 +207,20 @@ class EpochLoop(_TrainingEpochLoop):
 class ValidationLoop(_EvaluationLoop):
     """The validation inside a training."""
 
-    def __init__(self, trainer: Trainer, keeper: LastCheckpoint) -> None:
+    def __init__(self, trainer: Trainer, last_checkpoint: LastCheckpoint) -> None:
         super().__init__(trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False)
-        self.keeper = keeper
+        self.last_checkpoint = last_checkpoint
         self.has_run = False
 
     def run(self) -> list[Any]:
         """Validate."""
         if self.trainer.sanity_checking:
             return super().run()
-        self.keeper.before_validation(self.trainer)
+        self.last_checkpoint.before_validation(self.trainer)
         try:
             return super().run()
         finally:
-            self.keeper.after_validation()
+            self.last_checkpoint.after_validation()
             self.has_run = True
 
 
@@ -221,8 +228,8 @@ class ValidationLoop(_EvaluationLoop):
 def shortcuts(trainer: Trainer) -> Iterator[None]:
     """Spare Lightning, for this training, what has no effect in it: for a small model, that takes longer than its step.
 
-    Hooks of a step that nobody has overridden are None, which Lightning does not call; a profiler that does nothing does it
-    sooner; and batches for the CPU are not sent there.
+    Hooks of a step that nobody has overridden are None, which Lightning does not call; a profiler that does nothing returns
+    at once; and batches for the CPU are not sent there.
     """
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     callbacks, profiler = trainer.callbacks, trainer.profiler  # type: ignore[attr-defined]
@@ -245,14 +252,3 @@ def shortcuts(trainer: Trainer) -> Iterator[None]:
     finally:
         for owner, name, _ in replaced:
             vars(owner).pop(name, None)
-
-
-def _set_attribute(module: LightningModule, name: str, value: Any) -> None:
-    """Set an attribute; Lightning sets this one 34 times per step, and torch takes its time to see that it is no parameter."""
-    if name == "_current_fx_name":
-        vars(module)[name] = value
-    else:
-        super(LightningModule, module).__setattr__(name, value)
-
-
-LightningModule.__setattr__ = _set_attribute  # type: ignore[method-assign, assignment]

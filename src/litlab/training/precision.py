@@ -19,7 +19,7 @@ def device_type(accelerator: Any) -> str:
     return "cpu"
 
 
-def choose(device: str) -> tuple[str, str]:
+def choose_precision(device: str) -> tuple[str, str]:
     """The precision that the hardware is good at, as Lightning names it, and the reason in a few words.
 
     bfloat16 needs no loss scaling and is several times faster in matrix products, but only where the hardware has it:

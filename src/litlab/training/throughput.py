@@ -111,11 +111,11 @@ class Throughput(Callback):
             self._first = self._to_be_counted  # that is slow too
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows is no training."""
+        """Stop the clock: what follows is not training."""
         self._pause(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What follows is no training."""
+        """Stop the clock: what follows is not training."""
         self._pause(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

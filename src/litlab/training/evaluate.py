@@ -1,0 +1,106 @@
+"""An evaluation, and what it leaves in the run directory."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+
+from litlab.errors import BadInput
+from litlab.files import short_path
+from litlab.runs.checkpoint import load
+from litlab.runs.provenance import now
+from litlab.training.build import Job, callback_of
+from litlab.training.evaluation_results import EvaluationResults
+from litlab.training.failures import explain_mismatched_weights
+from litlab.training.loggers import finish_wandb
+
+SAMPLES = 10  # texts of a model that are printed
+TEXTS = ("source", "target", "text")  # the model's input, the target, what the model wrote
+
+
+def evaluate(job: Job, split: str, name: str) -> None:
+    """Evaluate a checkpoint of a run on a split, log the metrics to the run and print them.
+
+    Args:
+        job: model, data, trainer and a run that is not in use.
+        split: "val" or "test"; every evaluation on the test split is counted in run.json.
+        name: "best" or "last".
+
+    Raises:
+        BadInput: if the run or its checkpoint cannot be used.
+    """
+    trainer, run = job.trainer, job.run
+    checkpoint = run.checkpoint(name)
+    first = trainer.is_global_zero
+    if first:
+        run.acquire()
+    try:
+        # the metrics are added to these: if they are damaged, refuse now
+        run.record()
+        run.evaluations()
+        step = load(checkpoint)["global_step"] - 1  # as Lightning counts: from 0
+        metrics = evaluate_checkpoint(job, split, checkpoint)
+        if not metrics:
+            raise BadInput(f"{type(job.model).__name__} logs no score of the {split} split: call self.log in its step.")
+        if first:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=step)
+    finally:
+        finish_wandb(0)
+        run.release()
+    if first:
+        print_metrics(job, split, metrics, name)
+        if split == "test":
+            looks = run.record()["test_looks"]
+            print(f"the test split of this run was looked at {looks} time{'s' if looks > 1 else ''}")
+        print(f"run   {short_path(run.path)}")
+        print(f"see   {short_path(run.path)}/predictions/{split}.parquet")
+
+
+def evaluate_checkpoint(job: Job, split: str, checkpoint: Path) -> dict[str, float]:
+    """Load a checkpoint, evaluate it on a split, and leave eval.json and the predictions in the run directory.
+
+    Args:
+        job: model, data, trainer and run.
+        split: "val" or "test".
+        checkpoint: the weights to evaluate.
+
+    Returns:
+        The metrics by name.
+    """
+    trainer = job.trainer
+    connector: Any = trainer._logger_connector
+    log = connector.log_eval_end_metrics
+    connector.log_eval_end_metrics = lambda metrics: None  # they are of the checkpoint, not of the last step
+    method = {"val": trainer.validate, "test": trainer.test}[split]
+    try:
+        with explain_mismatched_weights(checkpoint):
+            results = method(
+                job.model, datamodule=job.datamodule, ckpt_path=str(checkpoint), verbose=False, weights_only=True
+            )
+    finally:
+        connector.log_eval_end_metrics = log
+    metrics = {name: float(value) for result in results for name, value in result.items()}
+    if trainer.is_global_zero:
+        numbers = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # JSON has no NaN
+        count = callback_of(trainer, EvaluationResults).count
+        content = {"scores": numbers, "examples": count, "checkpoint": checkpoint.stem, "at": now()}
+        job.run.write_evaluation(split, content)
+    return metrics
+
+
+def print_metrics(job: Job, split: str, metrics: dict[str, float], checkpoint: str) -> None:
+    """Print the metrics of a split and, if the model writes texts, some of them, spread evenly over the split."""
+    predictions = job.run.path / "predictions" / f"{split}.parquet"
+    count = callback_of(job.trainer, EvaluationResults).count
+    if count and "text" in pyarrow.parquet.read_schema(predictions).names:
+        table = pyarrow.parquet.read_table(predictions)
+        rows = np.linspace(0, len(table) - 1, min(SAMPLES, len(table))).round().astype(int)
+        for row in table.take(rows).to_pylist():
+            lines = [f"{name:<7} {' '.join(str(row[name]).split())[:240]}" for name in TEXTS if name in row]
+            print("\n" + "\n".join(lines))
+    width = max(map(len, metrics))
+    print("\n" + "\n".join(f"{name:<{width}}  {value:.4f}" for name, value in sorted(metrics.items())))
+    print(f"over {count or 'the'} examples of the {split} split, with the {checkpoint} checkpoint")
