@@ -16,9 +16,9 @@ from litlab.errors import BadInput, explain_full_disk
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes the place of `path` when the block ends without an error.
+    """Open a file for writing that replaces `path` when the block ends without an error.
 
-    A reader sees the old content or the new, never a part, whenever the writer is killed.
+    A reader sees the old content or the new, never a part of it, even if the writer is killed.
     """
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -28,7 +28,7 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(scratch, 0o666 & ~umask)  # mkstemp's files are for their owner alone
+        os.chmod(scratch, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
         os.replace(scratch, path)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
@@ -55,10 +55,10 @@ def build_once(target: Path, doing: str, is_complete: Callable[[Path], bool] = P
     Args:
         target: the file to make.
         doing: what the build does, for the message when the disk is full.
-        is_complete: whether what is there can be used; a folder that cannot is deleted and built again.
+        is_complete: whether an existing target can be used; a folder that cannot is deleted and built again.
 
     Yields:
-        A path to write to, which becomes `target` when the block ends without an error; None if `target` is there.
+        A path to write to, which becomes `target` when the block ends without an error; None if `target` exists.
 
     Raises:
         BadInput: if the disk is full or the folder cannot be written.
@@ -83,8 +83,8 @@ def build_once(target: Path, doing: str, is_complete: Callable[[Path], bool] = P
         if target.exists():
             print(f"{target} is damaged: making it again", file=sys.stderr)
             shutil.rmtree(target)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as room:
-            scratch = Path(room) / target.name
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            scratch = Path(folder) / target.name
             yield scratch
             os.replace(scratch, target)
 
@@ -93,3 +93,8 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def short_path(path: Path) -> str:
+    """A path as short as it can be typed from the current folder."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

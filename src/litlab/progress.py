@@ -10,13 +10,13 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Go through `items` behind a progress bar that shows after two seconds; a line every ten where no terminal is.
+    """Iterate over `items` with a progress bar, shown after two seconds; without a terminal it is a line every ten seconds.
 
     Args:
-        items: what to go through.
-        doing: what the bar says.
-        unit: what an item is.
-        total: how many there are, where `items` does not know.
+        items: the items.
+        doing: label of the bar.
+        unit: name of one item, in the singular.
+        total: number of items, if `items` has no length.
     """
     interval = 0.2 if sys.stderr.isatty() else 10
     yield from tqdm(

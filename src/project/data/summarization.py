@@ -13,14 +13,18 @@ from pydantic import NonNegativeInt, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
 from litlab.data import token_cache
-from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, by_length
-from litlab.data.splits import Source, SplitChoice, describe, open_source, read, read_splits
+from litlab.data.batches import Batch, EvaluationBatches, Split, TrainingBatches, by_length
+from litlab.data.readers import Source, open_source
+from litlab.data.splits import SplitChoice, describe, read, read_splits
 from litlab.errors import BadInput
 from litlab.sources import pretrained
+from project.data import docstrings
 
+KNOWN = {"docstrings": docstrings.source}
+"""The data sets that `source` can name."""
 IGNORED = -100  # the target that transformers' losses leave out
-# Widths of batches are multiples of these, or the longest there is: with few shapes memory that was freed is used again as it is,
-# which on a CPU is worth more than the padding costs (benchmarks/LOG.md); on a GPU it was not measured
+# lengths of batches are multiples of these, or the longest of all: with few shapes, freed memory is reused as it is, which
+# on a CPU saves more than the padding costs (benchmarks/LOG.md); not measured on a GPU
 TEXT_MULTIPLE, SUMMARY_MULTIPLE = 16, 8
 
 
@@ -31,19 +35,20 @@ class Summarization(LightningDataModule):
     its row in the source, from 0.
 
     Batches hold `id` (batch,), `input_ids` and `attention_mask` (batch, text length) and `labels` (batch, summary length),
-    lengths rounded up, -100 where a summary has ended, all int64; and `decode`, which turns tokens (batch, length) into a list of strings. Those of
-    evaluation also hold what a person reads: the lists of strings `source` and `target`.
+    lengths rounded up, -100 where a summary has ended, all int64; and `decode`, which turns tokens (batch, length) into a
+    list of strings. Those of evaluation also hold the uncut texts and summaries as the lists of strings `source` and
+    `target`.
 
     Args:
-        source: docstrings, documentation_pairs or documentation_gaps (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
+        source: docstrings (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
             validation and test in one of these formats; or a Hub id, with @revision or without.
-        configuration: of a Hub data set that has several, as in 3.0.0.
+        configuration: name of the configuration of a Hub data set that has several, as in 3.0.0.
         text: column of the text.
         summary: column of the summary.
         validation: a split's name, or the fraction of train to hold out; null: validation if there is one, else 0.1.
         test: the same for the test split; null: test if there is one, else 0.1.
         tokenizer: the model whose tokenizer to use; follows model.pretrained; null: train one on the training split.
-        tokenizer_size: most tokens that a trained tokenizer knows.
+        tokenizer_size: vocabulary size of a trained tokenizer, at most.
         prefix: put before every text, as in "summarize: ", which T5 was trained with.
         max_length: most tokens of a text, with prefix and end; longer ones are cut; null: what the model takes, at most 512.
         max_summary_length: most tokens of a summary, with its end; longer ones are cut, in training and for the loss only.
@@ -81,19 +86,19 @@ class Summarization(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens the tokenizer knows."""
+        """Number of tokens that the tokenizer knows."""
         self.prepare_data()
         return len(self.tokenizer)
 
     def prepare_data(self) -> None:
-        """Fetch and tokenize what is not in the cache yet, and open it.
+        """Download and tokenize what is not in the cache yet, and open it.
 
         Raises:
             BadInput: if the data or the tokenizer cannot be used.
         """
         if self.fingerprint:
             return
-        source = open_source(self.source, self.configuration)
+        source = open_source(self.source, self.configuration, KNOWN)
         tokenizer = pretrained.load_tokenizer(self.tokenizer_name) if self.tokenizer_name else None
         self._limit = self.max_length or pretrained.DEFAULT_LENGTH
         if tokenizer and self.tokenizer_name:
@@ -109,7 +114,7 @@ class Summarization(LightningDataModule):
         }
         folder, meta = token_cache.cached(ingredients, lambda scratch: self._build(source, tokenizer, scratch))
         self.tokenizer = tokenizer or token_cache.open_tokenizer(folder)
-        self.splits = {name: token_cache.Split(folder / name) for name in meta["examples"]}
+        self.splits = {name: Split(folder / name) for name in meta["examples"]}
         self.fingerprint = meta["key"]
         self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
         self.description = describe(source.name, meta)
@@ -119,14 +124,14 @@ class Summarization(LightningDataModule):
         self.prepare_data()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must find again: the tokenizer."""
+        """What a checkpoint depends on: the tokenizer."""
         return {"tokenizer": token_cache.fingerprint(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with a checkpoint's.
+        """Compare with the state in a checkpoint.
 
         Raises:
-            BadInput: if the tokenizer is another one: scores would be those of noise.
+            BadInput: if the tokenizer differs, as the metrics would be meaningless.
         """
         if state_dict["tokenizer"] != token_cache.fingerprint(self.tokenizer):
             raise BadInput(
@@ -158,16 +163,12 @@ class Summarization(LightningDataModule):
         sources, targets = columns.ragged("source"), columns.ragged("target")
 
         def fetch(rows: np.ndarray) -> Batch:
-            return {
-                **fetch_tokens(rows),
-                "source": [sources.text(row) for row in rows],
-                "target": [targets.text(row) for row in rows],
-            }
+            return {**fetch_tokens(rows), "source": sources.texts(rows), "target": targets.texts(rows)}
 
         return EvaluationBatches.for_trainer(self.trainer, fetch, order, self.evaluation_batch_size)
 
     def _build(self, source: Source, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
-        """Fill a cache folder."""
+        """Write the columns of each split, and return the facts to store with them."""
         columns = {"data.text": self.text, "data.summary": self.summary}
         splits, meta = read_splits(
             source,
@@ -188,8 +189,8 @@ class Summarization(LightningDataModule):
                 inputs = pyarrow.compute.binary_join_element_wise(prefix, inputs, pyarrow.scalar("", inputs.type))
             for (name, limit), texts in zip(limits.items(), (inputs, rows.texts[1]), strict=True):
                 doing = f"tokenizing {split}, {name}"
-                made = token_cache.tokenize(writer, name, tokenizer, [texts], limit, doing)
-                cut[name], total[name] = cut[name] + made.cut, total[name] + made.tokens
+                counts = token_cache.tokenize(writer, name, tokenizer, [texts], limit, doing)
+                cut[name], total[name] = cut[name] + counts.cut, total[name] + counts.tokens
             if split != "train":
                 writer.texts("source", rows.texts[:1])
                 writer.texts("target", rows.texts[1:])
@@ -198,6 +199,7 @@ class Summarization(LightningDataModule):
         return {**meta, "columns": facts}
 
     def _fetch(self, split: str) -> Callable[[np.ndarray], Batch]:
+        """The function that makes a batch from the numbers of its examples, (batch,)."""
         columns = self.splits[split]
         ids, texts, summaries = columns.array("id"), columns.ragged("text"), columns.ragged("summary")
         pad = self.tokenizer.pad_token_id

@@ -12,10 +12,15 @@ from lightning.pytorch import LightningDataModule
 from pydantic import NonNegativeInt, PositiveInt
 
 from litlab.data import token_cache
-from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, by_length
-from litlab.data.splits import Rows, Source, SplitChoice, describe, open_source, problem_of, read, read_splits, shown
+from litlab.data.batches import Batch, EvaluationBatches, Split, TrainingBatches, by_length
+from litlab.data.readers import Source, open_source
+from litlab.data.splits import Rows, SplitChoice, describe, problem_of, quoted, read, read_splits
 from litlab.errors import BadInput
 from litlab.sources import pretrained
+from project.data import rotten_tomatoes
+
+KNOWN = {"rotten_tomatoes": rotten_tomatoes.source}
+"""The data sets that `source` can name."""
 
 
 class TextClassification(LightningDataModule):
@@ -31,7 +36,7 @@ class TextClassification(LightningDataModule):
     Args:
         source: rotten_tomatoes (inside a Python package); a .jsonl, .csv or .parquet file; a folder with train and perhaps
             validation and test in one of these formats; or a Hub id, with @revision or without.
-        configuration: of a Hub data set that has several, as in mrpc.
+        configuration: name of the configuration of a Hub data set that has several, as in mrpc.
         text: column of the text.
         text_pair: column of a second text, for pairs.
         label: column of the class, strings or integers.
@@ -70,19 +75,19 @@ class TextClassification(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels of the training split name."""
+        """Number of classes, which are the labels of the training split."""
         self.prepare_data()
         return len(self.class_names)
 
     def prepare_data(self) -> None:
-        """Fetch and tokenize what is not in the cache yet, and open it.
+        """Download and tokenize what is not in the cache yet, and open it.
 
         Raises:
             BadInput: if the data, the labels or the tokenizer cannot be used.
         """
         if self.fingerprint:
             return
-        source = open_source(self.source, self.configuration)
+        source = open_source(self.source, self.configuration, KNOWN)
         self.tokenizer = pretrained.load_tokenizer(self.tokenizer_name)
         self._limit = pretrained.sequence_limit(self.tokenizer_name, self.tokenizer, self.max_length)
         ingredients = {
@@ -94,7 +99,7 @@ class TextClassification(LightningDataModule):
             "max_length": self._limit,
         }
         folder, meta = token_cache.cached(ingredients, lambda scratch: self._build(source, scratch))
-        self.splits = {name: token_cache.Split(folder / name) for name in meta["examples"]}
+        self.splits = {name: Split(folder / name) for name in meta["examples"]}
         self.class_names: list[str] = meta["class_names"]
         self.fingerprint = meta["key"]
         self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
@@ -105,14 +110,14 @@ class TextClassification(LightningDataModule):
         self.prepare_data()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must find again: which class has which number, and the tokenizer."""
+        """What a checkpoint depends on: the classes in the order of their numbers, and the tokenizer."""
         return {"class_names": self.class_names, "tokenizer": token_cache.fingerprint(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with a checkpoint's.
+        """Compare with the state in a checkpoint.
 
         Raises:
-            BadInput: if classes or tokenizer are others: scores would be those of noise.
+            BadInput: if classes or tokenizer differ, as the metrics would be meaningless.
         """
         if state_dict["class_names"] != self.class_names:
             raise BadInput(
@@ -144,29 +149,29 @@ class TextClassification(LightningDataModule):
         fetch_tokens, sources = self._fetch(split), columns.ragged("source")
 
         def fetch(rows: np.ndarray) -> Batch:
-            return {**fetch_tokens(rows), "source": [sources.text(row) for row in rows]}
+            return {**fetch_tokens(rows), "source": sources.texts(rows)}
 
         return EvaluationBatches.for_trainer(self.trainer, fetch, order, self.evaluation_batch_size)
 
     def _build(self, source: Source, folder: Path) -> dict[str, Any]:
-        """Fill a cache folder."""
+        """Write the columns of each split, and return the facts to store with them."""
         columns = {"data.text": self.text} | ({"data.text_pair": self.text_pair} if self.text_pair else {})
         splits, meta = read_splits(
             source,
-            lambda table: checked(read(table, columns, ("data.label", self.label)), self.label),
+            lambda table: check_labels(read(table, columns, ("data.label", self.label)), self.label),
             {"validation": self.validation, "test": self.test},
             compared=len(columns),
         )
-        names, targets = encode(splits, self.label)
+        names, targets = encode_labels(splits, self.label)
         cut, total = 0, 0
         for split, rows in splits.items():
             writer = token_cache.SplitWriter(folder / split)
             writer.array("id", rows.ids)
             writer.array("target", targets[split])
-            made = token_cache.tokenize(
+            counts = token_cache.tokenize(
                 writer, "tokens", self.tokenizer, rows.texts, self._limit, f"tokenizing {split}"
             )
-            cut, total = cut + made.cut, total + made.tokens
+            cut, total = cut + counts.cut, total + counts.tokens
             if split != "train":
                 writer.texts("source", rows.texts)
         mean = total / sum(map(len, splits.values()))
@@ -174,6 +179,7 @@ class TextClassification(LightningDataModule):
         return {**meta, "class_names": names, "columns": facts}
 
     def _fetch(self, split: str) -> Callable[[np.ndarray], Batch]:
+        """The function that makes a batch from the numbers of its examples, (batch,)."""
         columns = self.splits[split]
         ids, targets, texts = columns.array("id"), columns.array("target"), columns.ragged("tokens")
         second = columns.array("tokens_second") if "tokens_second" in columns else None
@@ -195,72 +201,80 @@ class TextClassification(LightningDataModule):
         return fetch
 
 
-def checked(rows: Rows, column: str) -> Rows:
-    """The rows, if their labels can be those of a classifier.
+def check_labels(rows: Rows, column: str) -> Rows:
+    """Check that labels can be those of a classifier.
 
     Args:
         rows: a split.
         column: of the labels, for messages.
 
+    Returns:
+        The rows, without those that have no label although the source names its classes.
+
     Raises:
-        BadInput: if a label is missing or of another type than others, or if nearly all are different.
+        BadInput: if a label is missing, if labels differ in type, or if nearly all are different.
     """
+    # rows without a label
     if rows.class_names:
         known = np.array([label not in (None, -1) for label in rows.labels])
-        # as in SNLI, where annotators disagreed; a split without any label is refused later
+        # as in SNLI, where annotators disagreed; encode_labels refuses a split without any label
         if known.any() and not known.all():
-            print(f"{rows.place}: {(~known).sum()} of {len(rows)} rows have no label and are left out", file=sys.stderr)
+            print(f"{rows.name}: {(~known).sum()} of {len(rows)} rows have no label and are left out", file=sys.stderr)
             rows = rows.take(known.nonzero()[0])
+    # types
     for row, label in zip(rows.ids, rows.labels, strict=True):
-        where = f"{rows.place}, row {row + 1}: column {column!r}"
+        where = f"{rows.name}, row {row + 1}: column {column!r}"
         if (label is None or isinstance(label, str)) and (problem := problem_of(column, label)):
-            raise BadInput(f"{rows.place}, row {row + 1}: {problem}.")
+            raise BadInput(f"{rows.name}, row {row + 1}: {problem}.")
         if isinstance(label, bool) or not isinstance(label, str | int):
             raise BadInput(f"{where} has the label {label!r:.50}; strings or integers are right, as in 1 and not 1.0.")
         if isinstance(label, str) != isinstance(rows.labels[0], str):
             raise BadInput(
                 f"{where} has the label {label!r:.50}, row {rows.ids[0] + 1} has {rows.labels[0]!r:.50}: use strings or integers, not both."
             )
-    if (classes := len(set(rows.labels))) > max(20, 0.8 * len(rows)):  # of a few rows all may well be different
+    # perhaps a column of ids or numbers; in a few rows all labels may be different
+    if (classes := len(set(rows.labels))) > max(20, 0.8 * len(rows)):
         raise BadInput(
-            f"{rows.place}: column {column!r} has {classes:,} different labels in {len(rows):,} rows, but classes repeat: is it another "
+            f"{rows.name}: column {column!r} has {classes:,} different labels in {len(rows):,} rows, but classes repeat: is it another "
             "column? name it with --data.label=..."
         )
     return rows
 
 
-def encode(splits: dict[str, Rows], column: str) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Numbers for the labels of all splits, from 0: in the order the source gives, or sorted, whole numbers as numbers.
+def encode_labels(splits: dict[str, Rows], column: str) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Number the classes from 0: in the order that the source gives, or sorted, integers by their value.
 
     Args:
         splits: the rows of each; the classes are those of train.
         column: of the labels, for messages.
 
     Returns:
-        The classes' names, and for each split the classes, (rows,) int64.
+        The names of the classes, and for each split the numbers of its rows' classes, (rows,) int64.
 
     Raises:
         BadInput: if a label is not in train, or if all labels are the same.
     """
-    place, size = splits["train"].place, len(splits["train"])
-    known, names = set(splits["train"].labels), splits["train"].class_names
+    train = splits["train"]
+    known, names = set(train.labels), train.class_names
     if len(known) < 2:
         raise BadInput(
-            f"{place}: all {size:,} labels in column {column!r} are {next(iter(known))!r:.50}; a classifier needs two classes or more."
+            f"{train.name}: all {len(train):,} labels in column {column!r} are {next(iter(known))!r:.50}; a classifier needs two classes or more."
         )
+    # the order of the classes
     if names and all(isinstance(label, int) for label in known):
         order: list[Any] = list(range(len(names)))
     else:
-        whole = all(map(is_integer, known))
-        order = sorted(known, key=lambda label: (int(label) if whole else 0, str(label)))  # "01" is not "1"
+        integers = all(map(is_integer, known))
+        order = sorted(known, key=lambda label: (int(label) if integers else 0, str(label)))  # "01" is not "1"
         names = [str(label) for label in order]
+    # the number of each row's class
     numbers = {label: number for number, label in enumerate(order)}
     for rows in splits.values():
         for row, label in zip(rows.ids, rows.labels, strict=True):
             if label not in known or label not in numbers:
                 raise BadInput(
-                    f"{rows.place}, row {row + 1}: the label {label!r:.50} is not in the training split, which has "
-                    f"{shown(sorted(known, key=str))}; correct it, "
+                    f"{rows.name}, row {row + 1}: the label {label!r:.50} is not in the training split, which has "
+                    f"{quoted(sorted(known, key=str))}; correct it, "
                     "delete the row, or choose another split."
                 )
     return names, {
@@ -269,5 +283,5 @@ def encode(splits: dict[str, Rows], column: str) -> tuple[list[str], dict[str, n
 
 
 def is_integer(label: Any) -> bool:
-    """Whether a label is a whole number, perhaps written as text; more digits than Python converts are text."""
+    """Whether a label is an integer, perhaps written as text; more digits than Python converts are text."""
     return isinstance(label, int) or bool(re.fullmatch("[+-]?[0-9]{1,4000}", label))

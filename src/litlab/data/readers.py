@@ -1,0 +1,292 @@
+"""Where rows of text come from: a local file, a folder with one file per split, or the Hugging Face Hub.
+
+A reader yields rows of named columns. What it cannot use it refuses with file and row, before anything is computed.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from litlab.errors import BadInput
+from litlab.files import sha256_of
+from litlab.sources import hub
+
+Row = tuple[Any, ...]
+Reader = Callable[[Sequence[str]], Iterator[Row]]
+"""Yields the values of the named columns, row by row; raises MissingColumn if one of them does not exist."""
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")  # would break a message into lines; never part of a file name
+CHUNK = 20_000  # rows that are kept as Python objects at a time
+LONGEST_CSV_FIELD = 2**31 - 1  # characters; Python's own limit of 128 Ki is less than some texts
+
+
+class MissingColumn(Exception):
+    """A column is missing; the argument is the list of those that exist."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split that has not been read yet.
+
+    Args:
+        name: how messages name it.
+        rows: its rows.
+        class_names: column -> names of its integer labels, in their order, where the source knows them.
+        skip_unusable: leave out and count rows without text instead of refusing them, as the user cannot edit the source.
+    """
+
+    name: str
+    rows: Reader
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    skip_unusable: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that has not been read yet.
+
+    Args:
+        name: as the user wrote it.
+        key: changes when the content does.
+        open: gives its splits by name.
+    """
+
+    name: str
+    key: str
+    open: Callable[[], dict[str, Table]]
+
+
+def open_source(
+    name: str, configuration: str | None = None, known: Mapping[str, Callable[[], Source]] | None = None
+) -> Source:
+    """Find a data set.
+
+    Args:
+        name: a name of `known`; a .jsonl, .csv or .parquet file; a folder with train and perhaps validation and test in one
+            of these formats; or a Hub id, with @revision or without.
+        configuration: name of the configuration of a Hub data set that has several.
+        known: the data sets that the caller knows by name: name -> function that gives the source.
+
+    Raises:
+        BadInput: if there is no such data set.
+    """
+    known = known or {}
+    if name in known:
+        return known[name]()
+    if not CONTROL.search(name):
+        path = Path(os.path.expanduser(name))  # pathlib's own methods raise for a long name or an unknown user
+        if path.suffix in SUFFIXES or os.path.isdir(path):
+            return _from_files(path)
+        if os.path.exists(path):
+            raise BadInput(
+                f"{path}: data.source takes files that end in .jsonl, .csv or .parquet, not in {path.suffix!r:.50}."
+            )
+    catalog = f"a name of the catalog ({', '.join(known)})" if known else ""
+    if not hub.is_id(name) or name.startswith((".", "/", "~")):
+        choices = ["a .jsonl, .csv or .parquet file", "a folder with one file per split"]
+        choices += ["a Hub id", f"or {catalog}"] if catalog else ["or a Hub id"]
+        raise BadInput(f"data.source is {name!r:.200}: there is no such file; {', '.join(choices)} is right.")
+    return _from_hub(name, configuration, instead=f"use {catalog} or a local file" if catalog else "use a local file")
+
+
+def _from_files(path: Path) -> Source:
+    """The splits of a folder, or one file as the split train."""
+    files = {"train": path}
+    if os.path.isdir(path):
+        files = {}
+        for file in sorted(path.iterdir()):
+            if file.suffix in SUFFIXES:
+                if file.stem in files:
+                    raise BadInput(f"{path} has both {files[file.stem].name} and {file.name}: keep one of them.")
+                files[file.stem] = file
+        if "train" not in files:
+            raise BadInput(
+                f"{path} has no train.jsonl, train.csv or train.parquet: data.source takes a folder with one file per split."
+            )
+    # the key is a hash of the content: neither path nor time matter
+    digest = hashlib.sha256()
+    for split, file in files.items():
+        try:
+            digest.update(f"{split}{file.suffix} {sha256_of(file)}\n".encode())
+        except OSError as error:
+            raise BadInput(
+                f"{file} cannot be read ({error.strerror}): data.source must name a file that can."
+            ) from error
+    readers = {".jsonl": jsonl_reader, ".csv": csv_reader, ".parquet": parquet_reader}
+    tables = {split: Table(str(file), readers[file.suffix](file)) for split, file in files.items()}
+    return Source(str(path), digest.hexdigest(), lambda: tables)
+
+
+def _from_hub(name: str, configuration: str | None, instead: str) -> Source:
+    """The splits of a Hub data set, at the commit that its branch has now."""
+    repository, commit = hub.parse_id(name)
+    if not hub.is_commit(commit):
+        with hub.access("dataset", name, instead) as commit:
+            pass
+
+    def tables() -> dict[str, Table]:
+        import datasets  # takes a second, and most runs never need it
+
+        with hub.access("dataset", f"{repository}@{commit}", instead):
+            builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
+            if hub.is_commit(commit) and hub.is_commit(builder.hash) and builder.hash != commit:
+                # without a network the client takes any revision that is in its cache
+                raise BadInput(
+                    f"the Hub's cache has {repository} at {builder.hash}, not at {commit}: fetch that one once online."
+                )
+            builder.download_and_prepare()
+            splits = builder.as_dataset()
+        return {
+            split: Table(
+                f"{name}, split {split}",
+                _hub_reader(data),
+                {column: kind.names for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)},
+                skip_unusable=True,
+            )
+            for split, data in splits.items()
+        }
+
+    return Source(name, f"hub {repository} {configuration} {commit}", tables)
+
+
+def csv_reader(path: Path) -> Reader:
+    """Read a CSV file whose first line names the columns; values are strings."""
+
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        limit = csv.field_size_limit(LONGEST_CSV_FIELD)  # of the whole process, and so put back at the end
+        number = 0
+        try:
+            # the header
+            reader = csv.reader(_lines(path), strict=True)
+            header = next(reader, [])
+            if not header:
+                raise BadInput(f"{path} is empty: a first line with the names of the columns is right.")
+            if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+                raise BadInput(f"{path}: its first line is {header[0]!r:.80}; columns must be separated by commas.")
+            _refuse_duplicates(path, header)
+            require_columns(columns, header)
+            places = [header.index(column) for column in columns]
+            # the rows
+            for number, row in enumerate(reader, 1):
+                if not row:
+                    raise BadInput(f"{path}, row {number}: the line is empty; delete it.")
+                if len(row) != len(header):
+                    raise BadInput(
+                        f"{path}, row {number} has {len(row)} values, the header names {len(header)}: put a text with commas or "
+                        'line breaks between double quotes ("), and write a quote inside as two.'
+                    )
+                yield tuple(row[place] for place in places)
+        except csv.Error as error:
+            raise BadInput(
+                f'{path}, row {number + 1} is not valid CSV ({error}): a quote (") that begins a text must end it, and one inside '
+                "is written twice."
+            ) from error
+        finally:
+            csv.field_size_limit(limit)
+
+    return rows
+
+
+def jsonl_reader(path: Path) -> Reader:
+    """Read a file with one JSON object per line; values keep their types."""
+
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        for number, line in enumerate(_lines(path), 1):
+            if not line.strip():
+                raise BadInput(f"{path}, row {number}: the line is empty; delete it.")
+            try:
+                content = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"{path}, row {number} is not JSON ({error}): one object per line is right.") from error
+            if not isinstance(content, dict):
+                raise BadInput(
+                    f'{path}, row {number} is not an object: a line like {{"{columns[0]}": "...", ...}} is right.'
+                )
+            if number == 1:
+                require_columns(columns, list(content))
+            if missing := [column for column in columns if column not in content]:
+                raise BadInput(f"{path}, row {number} lacks {missing[0]!r}: every row needs {', '.join(columns)}.")
+            yield tuple(content[column] for column in columns)
+
+    return rows
+
+
+def parquet_reader(path: Path) -> Reader:
+    """Read a parquet file, a chunk of rows at a time."""
+
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                _refuse_duplicates(path, names)
+                require_columns(columns, names)
+                yield from _rows_of(file.iter_batches(CHUNK, columns=list(columns)), columns)
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+            # OverflowError: a date beyond Python's range; the reason can quote bytes of the file
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = "".join(filter(str.isprintable, lines[0].split(". ")[0]))[:120]
+            raise BadInput(f"{path} is not a valid parquet file ({reason}): write or download it again.") from error
+
+    return rows
+
+
+def arrow_reader(table: pyarrow.Table) -> Reader:
+    """Read a table that is in memory."""
+
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        require_columns(columns, table.column_names)
+        yield from _rows_of(table.to_batches(), columns)
+
+    return rows
+
+
+def _hub_reader(data: Any) -> Reader:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        require_columns(columns, data.column_names)
+        yield from _rows_of(data.with_format("arrow").iter(CHUNK), columns)
+
+    return rows
+
+
+def require_columns(columns: Sequence[str], existing: list[str]) -> None:
+    """Check the names of the columns that are to be read.
+
+    Raises:
+        MissingColumn: if one does not exist.
+    """
+    if not set(columns) <= set(existing):
+        raise MissingColumn(existing)
+
+
+def _rows_of(batches: Iterable[Any], columns: Sequence[str]) -> Iterator[Row]:
+    for batch in batches:
+        yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, with their ends."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise BadInput(
+                    f"{path}, line {number}: byte {error.object[error.start]:#04x} is not UTF-8; save the file as UTF-8, for instance with "
+                    f"iconv -f latin1 -t utf-8."
+                ) from error
+
+
+def _refuse_duplicates(path: Path, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"{path} has two columns {duplicate!r:.50}: rename one.")
