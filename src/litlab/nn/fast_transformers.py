@@ -33,6 +33,8 @@ def speed_up(network: PreTrainedModel) -> None:
     Args:
         network: of any kind. Names and weights do not change.
     """
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if type(child) is NewGELUActivation:  # the same function as eight operations
@@ -60,7 +62,7 @@ def _product_dtype(input: Tensor) -> torch.dtype:
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws 16 random bits per element on a CPU, where torch draws a whole number.
+    """Dropout that draws 16 random bits per element on a CPU, where torch draws an integer.
 
     The probability is rounded to 1/65,536, and what is kept is scaled by the rounded one. Elsewhere it is torch's own.
     """
@@ -85,7 +87,7 @@ class _Drop(torch.autograd.Function):
         if dropped == 2**16:
             factor = torch.zeros_like(input)
         else:
-            # numpy draws them sooner, and small whole numbers become factors sooner than truth values do
+            # NumPy draws random bits faster than torch on a CPU, and int16 converts to float faster than bool
             numbers = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))
             bits = torch.from_numpy(numbers.random_raw(-(-input.numel() // 4)).view(np.int16))
             first_kept = dropped - 2**15
@@ -224,7 +226,3 @@ def _joined(position_bias: Tensor | None, mask: Tensor | None, dtype: torch.dtyp
         if joined is not owner:
             owner.joined = joined  # type: ignore[attr-defined]
     return joined
-
-
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,4 +1,4 @@
-"""The scores of classifiers and summarizers, accumulated over a whole split and all processes."""
+"""The metrics of classifiers and summarizers, accumulated over a whole split and all ranks."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -31,10 +31,10 @@ class RocAuc(MulticlassAUROC):
         return super().compute()[(counts > 0) & (counts < counts.sum())].mean()
 
 
-class ClassificationScores(MetricCollection):
+class ClassificationMetrics(MetricCollection):
     """Accuracy, precision, recall, F1 and the area under the ROC curve.
 
-    Of two classes, the last is the positive one, as in scikit-learn and GLUE; of more, the scores are averaged over the
+    Of two classes, the last is the positive one, as in scikit-learn and GLUE; of more, the metrics are averaged over the
     classes, each weighing the same.
 
     Args:
@@ -71,7 +71,7 @@ class ClassificationScores(MetricCollection):
         super().update(probabilities[:, 1] if self.binary else probabilities, target)
 
 
-class SummarizationScores(Metric):
+class SummarizationMetrics(Metric):
     """ROUGE-1, 2, L and Lsum as the rouge-score package counts them, with stemmer: the mean F-measure over all examples.
 
     Lsum compares sentence by sentence; `split_sentences` says what a sentence is. Beside them: the mean number of generated
@@ -117,7 +117,7 @@ class SummarizationScores(Metric):
         self.capped += capped.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores by name."""
+        """The metrics by name."""
         means = dict(zip(self.NAMES, self.rouge / self.examples, strict=True))
         if self.lead.any():
             means |= {f"lead1_{name}": mean for name, mean in zip(self.NAMES, self.lead / self.examples, strict=True)}
@@ -136,7 +136,7 @@ class SummarizationScores(Metric):
 def rouge_scorer(names: Sequence[str]) -> Callable[[list[str], list[str]], Any]:
     """Scores pairs of targets and predictions as rouge-score does, with its stemmer: for each pair a score by name.
 
-    If rouge-score-rs is there (`make setup FAST=1`), it does the counting: the same numbers, many times sooner.
+    If rouge-score-rs is there (`make setup FAST=1`), it does the counting: the same numbers, many times faster.
     """
     try:
         import rouge_score_rs

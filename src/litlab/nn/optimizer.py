@@ -5,7 +5,6 @@ import sys
 from typing import Annotated, Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import Field
 from torch import nn
@@ -93,30 +92,22 @@ class RelativeAdamW(torch.optim.AdamW):
         return loss
 
 
-def configure(
-    module: LightningModule,
-    learning_rate: float,
-    weight_decay: float,
-    schedule: Schedule,
-    warmup: float,
-    relative_steps: bool = False,
-) -> OptimizerLRSchedulerConfig:
+def configure(module: Any) -> OptimizerLRSchedulerConfig:
     """AdamW and a schedule per optimizer step, as `LightningModule.configure_optimizers` returns them.
 
     Args:
-        module: its trainable parameters are optimized; its trainer knows how many steps there will be.
-        learning_rate: at its peak.
-        weight_decay: decoupled, as in AdamW (Loshchilov and Hutter, 2019).
-        schedule: the shape of the decay after the warm-up.
-        warmup: the rise, as a fraction of all steps.
-        relative_steps: use `RelativeAdamW`.
+        module: a LightningModule, whose trainable parameters are optimized and whose trainer knows how many steps there will be.
+            Its attributes are `learning_rate` at its peak; `weight_decay`, decoupled, as in AdamW (Loshchilov and Hutter, 2019);
+            `schedule`, the shape of the decay after the warm-up; `warmup`, the rise, as a fraction of all steps; and perhaps
+            `relative_steps`, to use `RelativeAdamW`.
 
     Raises:
         BadInput: if the schedule has no end, or the size of a tensor is not known because it is sharded.
     """
+    schedule, warmup, relative_steps = module.schedule, module.warmup, getattr(module, "relative_steps", False)
     if relative_steps and is_sharded(module.trainer):
         raise BadInput(
-            f"model.relative_steps=true needs whole weights, {type(module.trainer.strategy).__name__} shards them: use "
+            f"model.relative_steps=true needs unsharded weights, {type(module.trainer.strategy).__name__} shards them: use "
             "trainer.strategy=auto or ddp, or model.relative_steps=false."
         )
     steps = module.trainer.estimated_stepping_batches
@@ -126,7 +117,7 @@ def configure(
         )
     total = int(min(steps, sys.maxsize))
     kind = RelativeAdamW if relative_steps else torch.optim.AdamW
-    optimizer = kind(decay_groups(module, weight_decay), lr=learning_rate, fused=True)
+    optimizer = kind(decay_groups(module, module.weight_decay), lr=module.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate_at(step, total, int(warmup * total), schedule)
     )

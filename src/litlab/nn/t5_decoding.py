@@ -1,11 +1,12 @@
-"""Greedy decoding of a T5, and sampling from it, without what `transformers` does per token for every model and every way of decoding.
+"""Greedy decoding of a T5, and sampling from it, without the generality that costs `transformers` time at every token.
 
-Greedy decoding writes what `generate(num_beams=1)` writes, but for rounding in bfloat16, and sooner (benchmarks/generation.py compares
-both): weights are cast to autocast's format and joined once per batch and not at every token, repetitions are looked for in
-all summaries at once, and summaries that have ended leave the batch. On a GPU, where starting an operation takes longer than
-most of them, the work for one token is recorded once for each shape and replayed as a CUDA graph.
+Greedy decoding gives the tokens of `generate(num_beams=1)`, but for rounding in bfloat16, and is faster (benchmarks/generation.py
+compares both): weights are cast to autocast's format and concatenated once per batch instead of at every token, repetitions are
+found in all summaries at once, and summaries that have ended leave the batch. On a GPU, where launching most kernels takes longer
+than running them, the work for one token is recorded once per shape and replayed as a CUDA graph.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,17 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
-LOOKS = 8  # tokens between two looks on a GPU whether all summaries have ended: each look waits for it
-WIDTH = 64  # tokens to whose multiples the texts' length is rounded on a GPU, so that recordings are used again
-LEFT = 0.7  # share of a batch's summaries that are still written; if fewer are, the others leave the batch
+END_CHECK_INTERVAL = 8  # tokens between two checks on a GPU whether all summaries have ended: each synchronizes with it
+LENGTH_MULTIPLE = (
+    64  # tokens to whose multiples the texts' length is rounded on a GPU, so that recordings are used again
+)
+MIN_ACTIVE_SHARE = 0.7  # of a batch's summaries that have not ended; if fewer are left, the others leave the batch
+
+# the argument of forward() and generate() that takes a cache: transformers 5.24 renamed it
+CACHE_ARGUMENT = (
+    "cache" if "cache" in inspect.signature(T5ForConditionalGeneration.forward).parameters else "past_key_values"
+)
 
 
 class _Layer:
-    """One layer of the decoder, and the keys and values that it remembers of every summary and its text.
+    """One layer of the decoder, with the cached keys and values of every summary and its text.
 
     Args:
         block: the layer's modules.
-        encoded: what the encoder has made of the texts, (batch, text length, model width).
+        encoded: the encoder's output, (batch, text length, model width).
         dtype: of matrix products.
         limit: most tokens of a summary.
         count: summaries of each text.
@@ -40,8 +48,8 @@ class _Layer:
         self.inner_output, self.cross_output = inner.o.weight.to(dtype), cross.o.weight.to(dtype)
         self.cross_query = cross.q.weight.to(dtype)
         encoded = encoded.to(dtype)
-        # keys (batch, heads, length, width of a head) and values (batch, heads, width of a head, length), of the texts and of the
-        # summaries, with the numbers that `dtype` has: in memory they lie in the order in which they are read
+        # keys (batch, heads, length, head width) and values (batch, heads, head width, length), of the texts and of the summaries:
+        # float32 tensors with the precision of `dtype`, laid out in memory in the order in which they are read
         (keys,) = self._heads(F.linear(encoded, cross.k.weight.to(dtype)), 1)
         values = cross.v.weight.to(dtype) @ encoded.flatten(0, 1).T  # (heads x width, batch x length)
         values = values.view(self.heads, -1, *encoded.shape[:2]).permute(2, 0, 1, 3)
@@ -52,17 +60,20 @@ class _Layer:
         self.keys = torch.empty(*size, limit, width, device=encoded.device)
         self.values = torch.empty(*size, width, limit, device=encoded.device)
 
-    def step(self, hidden: Tensor, position: Any, bias: Tensor, real: Tensor, places: Tensor | None = None) -> Tensor:
-        """What the layer makes of the last token of each summary, (batch, 1, model width).
+    def step(
+        self, hidden: Tensor, position: Any, bias: Tensor, text_bias: Tensor, slots: Tensor | None = None
+    ) -> Tensor:
+        """The layer's output for the last token of each summary, (batch, 1, model width).
 
         Args:
-            hidden: what the layer below has made of it.
-            position: of the token, a number or, for shapes that do not change, a tensor (1,).
+            hidden: the output of the layer below.
+            position: of the token, an integer or, for shapes that do not change, a tensor (1,).
             bias: of its attention to the tokens up to itself, (1, heads, 1, position + 1), or to all, (1, heads, 1, limit).
-            real: 0 for the tokens of the texts, nearly minus infinity for padding, (batch, 1, 1, text length).
-            places: of each summary among those of all texts that are left, with `count` of each, (summaries,); None: each is
+            text_bias: 0 for the tokens of the texts, nearly minus infinity for padding, (batch, 1, 1, text length).
+            slots: of each summary among those of all texts that are left, with `count` of each, (summaries,); None: each is
                 the only one of its text.
         """
+        # self-attention over the summary so far
         query, key, value = self._heads(F.linear(self.inner_norm(hidden).to(self.dtype), self.inner_inputs), 3)
         if torch.is_tensor(position):
             keys = self.keys.index_copy_(2, position, key.float())
@@ -71,21 +82,23 @@ class _Layer:
             self.keys[:, :, position], self.values[:, :, :, position] = key[:, :, 0], value[:, :, 0]
             keys, values = self.keys[:, :, : position + 1], self.values[:, :, :, : position + 1]
         hidden = hidden + F.linear(self._attend(query, keys, values, bias), self.inner_output)
+
+        # cross-attention over the text
         (query,) = self._heads(F.linear(self.cross_norm(hidden).to(self.dtype), self.cross_query), 1)
-        if places is not None:
-            # side by side, so that the keys and values of a text are read once for all of its summaries
+        if slots is not None:
+            # group the queries by text, so that its keys and values are read once for all of its summaries
             texts, _, _, width = self.text_keys.shape
-            side = query.new_zeros(texts * self.count, self.heads, width)
-            side[places] = query[:, :, 0]
-            query = side.view(texts, self.count, self.heads, width).transpose(1, 2)
-        attended = self._attend(query, self.text_keys, self.text_values, real)
-        if places is not None:
-            attended = attended.flatten(0, 1)[places, None]
+            grouped = query.new_zeros(texts * self.count, self.heads, width)
+            grouped[slots] = query[:, :, 0]
+            query = grouped.view(texts, self.count, self.heads, width).transpose(1, 2)
+        attended = self._attend(query, self.text_keys, self.text_values, text_bias)
+        if slots is not None:
+            attended = attended.flatten(0, 1)[slots, None]
         hidden = hidden + F.linear(attended, self.cross_output)
         return self.feed_forward(hidden)
 
     def keep(self, rows: Tensor, texts: Tensor) -> None:
-        """Go on with some of the summaries, and their texts."""
+        """Drop all summaries but these rows, and all texts but theirs."""
         self.keys, self.values = self.keys[rows], self.values[rows]
         self.text_keys, self.text_values = self.text_keys[texts], self.text_values[texts]
 
@@ -96,7 +109,7 @@ class _Layer:
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """Attention of few queries, (batch, queries, heads x width), without scaling."""
-        # in float32: torch's own kernel for bfloat16 takes ten times as long
+        # in float32: torch's own bfloat16 kernel takes ten times as long
         with torch.autocast(query.device.type, enabled=False):
             scores = (keys @ query.float().transpose(2, 3)).transpose(2, 3) + bias
             attended = values @ scores.softmax(dim=3).transpose(2, 3)
@@ -116,9 +129,9 @@ def greedy(
     Args:
         network: a T5 in evaluation mode.
         input_ids: texts as tokens, (batch, length).
-        attention_mask: 1 for real tokens, 0 for padding, (batch, length).
-        max_new_tokens: longest summary.
-        no_repeat_ngram_size: no sequence of this many tokens comes twice in a summary; 0: no such rule.
+        attention_mask: 1 for tokens, 0 for padding, (batch, length).
+        max_new_tokens: most tokens of a summary.
+        no_repeat_ngram_size: no sequence of this many tokens occurs twice in a summary; 0: no such rule.
 
     Returns:
         Summaries as tokens, (batch, at most max_new_tokens), padded behind their ends.
@@ -132,33 +145,33 @@ def greedy(
         return logits.argmax(dim=1)
 
     encoded = network.encoder(input_ids, attention_mask).last_hidden_state
-    return _write(network, encoded, attention_mask, max_new_tokens, choose)
+    return _decode(network, encoded, attention_mask, max_new_tokens, choose)
 
 
 @torch.no_grad()
-def sample(network: T5ForConditionalGeneration, encoded: Tensor, attention_mask: Tensor, chances: Tensor) -> Tensor:
+def sample(network: T5ForConditionalGeneration, encoded: Tensor, attention_mask: Tensor, uniforms: Tensor) -> Tensor:
     """Several summaries of each text, every token drawn with the probability that the network gives it.
 
     Args:
         network: a T5 in evaluation mode.
-        encoded: what its encoder makes of the texts, (batch, length, model width).
-        attention_mask: 1 for real tokens, 0 for padding, (batch, length).
-        chances: what decides, evenly distributed between 0 and 1, (batch x summaries of a text, longest summary).
+        encoded: the encoder's output, (batch, length, model width).
+        attention_mask: 1 for tokens, 0 for padding, (batch, length).
+        uniforms: uniform random numbers from 0 to 1, one per token, (batch x summaries of a text, longest summary).
 
     Returns:
         Summaries as tokens, (batch x summaries of a text, at most the longest), padded behind their ends.
     """
 
     def choose(logits: Tensor, written: Tensor, rows: Tensor) -> Tensor:
-        # torch.multinomial draws a number for each token that there is, which takes ten times as long
+        # inverse transform sampling; torch.multinomial draws a number per token of the vocabulary and takes ten times as long
         sums = logits.softmax(dim=1).cumsum(dim=1)
-        drawn = chances[rows, written.shape[1] - 1, None] * sums[:, -1:]
+        drawn = uniforms[rows, written.shape[1] - 1, None] * sums[:, -1:]
         return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
 
-    return _write(network, encoded, attention_mask, chances.shape[1], choose, len(chances) // len(encoded))
+    return _decode(network, encoded, attention_mask, uniforms.shape[1], choose, len(uniforms) // len(encoded))
 
 
-def _write(
+def _decode(
     network: T5ForConditionalGeneration,
     encoded: Tensor,
     attention_mask: Tensor,
@@ -170,83 +183,89 @@ def _write(
 
     Args:
         network: as of `greedy`.
-        encoded: what its encoder has made of the texts, (batch, length, model width).
+        encoded: the encoder's output, (batch, length, model width).
         attention_mask: as of `greedy`.
         max_new_tokens: as of `greedy`.
-        choose: makes the next tokens, (rows,), of their logits, (rows, vocabulary), the tokens up to there, and which rows of
-            the summaries these are.
+        choose: returns the next tokens, (rows,), given their logits, (rows, vocabulary), the tokens so far, (rows, position + 1),
+            and which rows of all summaries these are, (rows,).
         count: summaries of each text.
     """
     device, config = encoded.device, network.config
     decoder: Any = network.decoder
     pad = config.pad_token_id or 0
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
-    ends = ends_of(network)
+    ends = end_tokens(network)
     layers = [_Layer(block, encoded, dtype, max_new_tokens, count) for block in decoder.block]
     biases = _biases(network, max_new_tokens, dtype)
     head = network.lm_head.weight.to(dtype)
-    real = (attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min
-    # tokens of all summaries, beginning with the decoder's start; `rows` are those that are still written, `texts` theirs
+    text_bias = (attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min
+
+    # tokens of all summaries, beginning with the decoder's start; `rows` are those that have not ended, `texts` their texts
     tokens = torch.full((len(encoded) * count, max_new_tokens + 1), pad, device=device)
-    tokens[:, 0] = _start_of(network)
+    tokens[:, 0] = _start_token(network)
     rows, texts = torch.arange(len(tokens), device=device), torch.arange(len(encoded), device=device)
-    places = rows if count > 1 else None
+    slots = rows if count > 1 else None
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for position in range(max_new_tokens):
+        # logits of the next token of each row, (rows, vocabulary)
         hidden = decoder.embed_tokens(tokens[rows, position, None])
         for layer in layers:
-            hidden = layer.step(hidden, position, biases[:, :, position, None, : position + 1], real, places)
+            hidden = layer.step(hidden, position, biases[:, :, position, None, : position + 1], text_bias, slots)
         hidden = decoder.final_layer_norm(hidden)
         if config.scale_decoder_outputs:
             hidden = hidden * config.d_model**-0.5
         logits = F.linear(hidden[:, 0].to(dtype), head).float()
+
+        # the next token, padding for summaries that have ended
         chosen = choose(logits, tokens[rows, : position + 1], rows).masked_fill(ended, pad)
         tokens[rows, position + 1] = chosen
         ended |= torch.isin(chosen, ends)
         left = len(rows) - int(ended.sum())
         if left == 0:
             return tokens[:, 1 : position + 2]
-        if left < LEFT * len(rows):
-            on = (~ended).nonzero()[:, 0]
-            rows, ended = rows[on], ended[on]
-            left_texts, of = (rows // count).unique(return_inverse=True)
-            kept, texts = torch.searchsorted(texts, left_texts), left_texts
-            real, places = real[kept], of * count + rows % count if count > 1 else None
+
+        # let ended summaries, and texts without others, leave the batch
+        if left < MIN_ACTIVE_SHARE * len(rows):
+            kept_rows = (~ended).nonzero()[:, 0]
+            rows, ended = rows[kept_rows], ended[kept_rows]
+            left_texts, text_of_row = (rows // count).unique(return_inverse=True)
+            kept_texts, texts = torch.searchsorted(texts, left_texts), left_texts
+            text_bias, slots = text_bias[kept_texts], text_of_row * count + rows % count if count > 1 else None
             for layer in layers:
-                layer.keep(on, kept)
+                layer.keep(kept_rows, kept_texts)
     return tokens[:, 1:]
 
 
 class BeamCache(EncoderDecoderCache):
-    """What a T5's decoder remembers in beam search, without copying what it remembers of the texts: all hypotheses of one share it."""
+    """The cache of a T5's decoder in beam search that does not copy keys and values of the texts: all hypotheses of a text share them."""
 
     def __init__(self) -> None:
         super().__init__(DynamicCache(), DynamicCache())
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Go on with these hypotheses; each comes from one of the same text."""
+        """Continue with these hypotheses; each comes from one of the same text."""
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
-def ends_of(network: T5ForConditionalGeneration) -> Tensor:
-    """The tokens that end a summary: none, one or several."""
+def end_tokens(network: T5ForConditionalGeneration) -> Tensor:
+    """The tokens that end a summary, none, one or several, (ends,)."""
     ends = network.generation_config.eos_token_id
     return torch.as_tensor([] if ends is None else ends, dtype=torch.long, device=network.device).view(-1)
 
 
-def _start_of(network: T5ForConditionalGeneration) -> int:
-    start = network.generation_config.decoder_start_token_id  # not every saved model has it there
+def _start_token(network: T5ForConditionalGeneration) -> int:
+    start = network.generation_config.decoder_start_token_id  # some saved models have it in their config only
     return network.config.decoder_start_token_id if start is None else start
 
 
 def _biases(network: T5ForConditionalGeneration, limit: int, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores of each token for each, with the numbers that `dtype` has, (1, heads, limit, limit)."""
+    """The relative position bias of every token to every other, float32 with the precision of `dtype`, (1, heads, limit, limit)."""
     block: Any = network.decoder.block[0]
     return block.layer[0].SelfAttention.compute_bias(limit, limit, network.device).to(dtype).float()
 
 
 def _ban_repeats(logits: Tensor, written: Tensor, size: int) -> None:
-    """Make a token impossible where it would complete a sequence of `size` tokens that is in the summary already."""
+    """Make every token impossible that would complete a sequence of `size` tokens that is in the summary already."""
     length = written.shape[1]
     if length < size:
         return
@@ -257,12 +276,12 @@ def _ban_repeats(logits: Tensor, written: Tensor, size: int) -> None:
 
 
 class _Recording:
-    """The work for one token of every summary, on tensors that stay where they are, so that a GPU can repeat it by itself.
+    """The work for one token of every summary, on tensors with fixed addresses, so that a GPU can replay it as a graph.
 
     Args:
         network: a T5 in evaluation mode.
         layers: of its decoder.
-        size: summaries, tokens of a text, most tokens of a summary.
+        size: number of summaries, tokens of a text, most tokens of a summary.
         dtype: of matrix products.
         no_repeat_ngram_size: as of `greedy`.
     """
@@ -281,27 +300,27 @@ class _Recording:
         self.layers, self.dtype, self.ngram = layers, dtype, no_repeat_ngram_size
         self.pad = config.pad_token_id or 0
         self.scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
-        self.start, self.ends = _start_of(network), ends_of(network)
+        self.start, self.ends = _start_token(network), end_tokens(network)
         self.head = network.lm_head.weight.to(dtype)
         self.biases = _biases(network, self.limit, dtype)
-        self.real = torch.zeros(rows, 1, 1, length, device=device)
-        self.places = torch.arange(self.limit + 1, device=device)
+        self.text_bias = torch.zeros(rows, 1, 1, length, device=device)
+        self.positions = torch.arange(self.limit + 1, device=device)
         self.tokens = torch.empty(rows, self.limit + 1, dtype=torch.long, device=device)
         self.ended = torch.empty(rows, dtype=torch.bool, device=device)
         self.position, self.used = (torch.empty(1, dtype=torch.long, device=device) for _ in range(2))
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def begin(self, network: T5ForConditionalGeneration, layers: list[_Layer], attention_mask: Tensor) -> None:
-        """Take what is new in this batch, and weights that may have been trained since the last one."""
+        """Copy in the texts of this batch, and the weights, which may have been trained since the last one."""
         for mine, new in zip(self.layers, layers, strict=True):
             for name, tensor in vars(new).items():
                 if torch.is_tensor(tensor) and name not in ("keys", "values"):
                     vars(mine)[name].copy_(tensor)
-            mine.keys.zero_()  # what is not written yet is masked, but must be a number
+            mine.keys.zero_()  # later positions are masked, but must be finite
             mine.values.zero_()
         self.head.copy_(network.lm_head.weight)
         self.biases.copy_(_biases(network, self.limit, self.dtype))
-        self.real.copy_((attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min)
+        self.text_bias.copy_((attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min)
         self.reset()
 
     def reset(self) -> None:
@@ -312,25 +331,25 @@ class _Recording:
             state.zero_()
 
     def record(self) -> None:
-        """Have a GPU remember the work."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries allocate memory when they are first used
+        """Capture one step as a CUDA graph."""
+        # warm up on another stream: libraries allocate memory when they are first used
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             for _ in range(2):
                 self.step()
                 self.reset()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, capture_error_mode="thread_local"
-        ):  # a thread that pins batches may use the GPU too
+        # thread_local: another thread, which pins batches, may use the GPU meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.step()
         self.graph = graph
 
     def run(self) -> Tensor:
-        """Write the summaries."""
+        """The summaries as tokens, (batch, at most limit)."""
         for done in range(self.limit):
-            if done % LOOKS == 0 and done and bool(self.ended.all()):
+            if done % END_CHECK_INTERVAL == 0 and done and bool(self.ended.all()):
                 break
             if self.graph is None:
                 self.step()
@@ -339,13 +358,13 @@ class _Recording:
         return self.tokens[:, 1 : int(self.used) + 1].clone()
 
     def step(self) -> None:
-        """Write one token of every summary, or padding."""
+        """Append one token to every summary, padding if it has ended."""
         self.used += (~self.ended).any()
         bias = self.biases.index_select(2, self.position)
-        bias = bias.masked_fill(self.places[: self.limit] > self.position, torch.finfo(torch.float32).min)
+        bias = bias.masked_fill(self.positions[: self.limit] > self.position, torch.finfo(torch.float32).min)
         hidden = self.decoder.embed_tokens(self.tokens.index_select(1, self.position))
         for layer in self.layers:
-            hidden = layer.step(hidden, self.position, bias, self.real)
+            hidden = layer.step(hidden, self.position, bias, self.text_bias)
         hidden = self.decoder.final_layer_norm(hidden) * self.scale
         logits = F.linear(hidden[:, 0].to(self.dtype), self.head).float()
         if 0 < self.ngram <= self.limit + 1:
@@ -359,16 +378,14 @@ class _Recording:
         """As `_ban_repeats`, for any position."""
         size = self.ngram
         windows = self.tokens.unfold(1, size, 1)  # (batch, windows, size)
-        last = (
-            self.places[: size - 1] + self.position + 2 - size
-        )  # the places of the last tokens, of which there may be fewer
+        last = self.positions[: size - 1] + self.position + 2 - size  # of the last tokens; below 0 if there are fewer
         recent = self.tokens.index_select(1, last.clamp(min=0))
         again = (windows[:, :, :-1] == recent[:, None]).all(dim=2)  # (batch, windows)
-        again &= self.places[size - 1 :] <= self.position  # windows that are written already
+        again &= self.positions[size - 1 :] <= self.position  # windows that are written already
         logits.scatter_add_(1, windows[:, :, -1], torch.where(again, -torch.inf, 0.0))
 
 
-# the newest of each network: texts come longest first, so that a shape which has passed does not come back soon
+# the newest recording of each network: texts come longest first, so that a shape does not come back soon
 _recordings: WeakKeyDictionary[Any, tuple[Any, _Recording]] = WeakKeyDictionary()
 
 
@@ -379,13 +396,13 @@ def fixed_shapes(
     max_new_tokens: int,
     no_repeat_ngram_size: int,
 ) -> Tensor:
-    """As `greedy`, with tensors whose shapes and places stay the same from token to token."""
+    """As `greedy`, with tensors whose shapes and addresses stay the same from token to token."""
     device = input_ids.device
     casts = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if casts else network.dtype
-    more = -input_ids.shape[1] % WIDTH
+    more = -input_ids.shape[1] % LENGTH_MULTIPLE
     input_ids, attention_mask = F.pad(input_ids, (0, more)), F.pad(attention_mask, (0, more))
-    # no inference mode: its tensors could not be written to outside. No cache of casts: a recording would outlive it
+    # no inference mode, whose tensors cannot be written to outside of it; no cache of casts, which a recording would outlive
     with (
         torch.inference_mode(False),
         torch.no_grad(),

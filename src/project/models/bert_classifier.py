@@ -8,15 +8,17 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedModel
 
 from litlab.errors import BadInput
-from litlab.nn import fast_transformers, optimizer, padding_free
-from litlab.nn.metrics import ClassificationScores
+from litlab.nn import padding_free as packed
+from litlab.nn.fast_transformers import speed_up
+from litlab.nn.metrics import ClassificationMetrics
+from litlab.nn.optimizer import Fraction, Schedule, configure
 from litlab.nn.sharding import is_sharded
-from litlab.sources import pretrained
+from litlab.sources.pretrained import load_model
 
 
 class BertClassifier(LightningModule):
@@ -41,47 +43,44 @@ class BertClassifier(LightningModule):
         self,
         pretrained: str = "all-MiniLM-L6-v2",
         num_classes: PositiveInt = 2,
-        label_smoothing: optimizer.Fraction = 0.0,
+        label_smoothing: Fraction = 0.0,
         learning_rate: PositiveFloat = 2e-5,
         weight_decay: NonNegativeFloat = 0.01,
-        schedule: optimizer.Schedule = "linear",
-        warmup: optimizer.Fraction = 0.1,
+        schedule: Schedule = "linear",
+        warmup: Fraction = 0.1,
         padding_free: bool | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.pretrained, self.num_classes, self.label_smoothing = pretrained, num_classes, label_smoothing
-        self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
-            learning_rate,
-            weight_decay,
-            schedule,
-            warmup,
-        )
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.schedule, self.warmup = schedule, warmup
         self.padding_free, self.compiled = padding_free, compile
+        self.packs = bool(padding_free)  # whether batches are packed without padding
         self.network: PreTrainedModel | None = None
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.val_scores = ClassificationScores(num_classes, "val/")
-        self.test_scores = ClassificationScores(num_classes, "test/")
+        self.loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes, f"{split}/") for split in self.loss})
 
     def configure_model(self) -> None:
         """Load the network, once; here and not in `__init__` so that strategies can shard it.
 
         Raises:
-            BadInput: if the network is no BERT and padding_free is true.
+            BadInput: if the network is not a BERT and padding_free is true.
         """
         if self.network is not None:
             return
-        self.network = pretrained.load_model(
-            AutoModelForSequenceClassification, self.pretrained, num_labels=self.num_classes
-        )
+        self.network = load_model(AutoModelForSequenceClassification, self.pretrained, num_labels=self.num_classes)
         if self.padding_free and type(self.network) is not BertForSequenceClassification:
             raise BadInput(
                 f"model.padding_free is true, but {self.pretrained} is a {type(self.network).__name__} and no BERT: use null."
             )
-        fast_transformers.speed_up(self.network)
+        if self.padding_free is None and self._trainer is not None and not is_sharded(self.trainer):
+            device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
+            self.packs = packed.has_kernel(self.network, device, precision)
+        speed_up(self.network)
         if self.compiled:
-            padding_free.compile_training(self.network)
+            packed.compile_training(self.network)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Leave padding out, or round shapes, before the batch is sent to the device."""
@@ -94,7 +93,7 @@ class BertClassifier(LightningModule):
         eager = self.compiled and not self.training
         with torch.compiler.set_stance("force_eager") if eager else nullcontext():
             if "cu_seqlens" in batch:
-                return padding_free.classify(self.network, batch)
+                return packed.classify(self.network, batch)
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
             return self.network(**inputs).logits
 
@@ -104,46 +103,40 @@ class BertClassifier(LightningModule):
         return loss * batch["weight"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Score a batch of the validation split."""
-        output = self._evaluate(batch, self.val_loss, self.val_scores)
-        self.log("val/loss", self.val_loss)
-        self.log_dict(self.val_scores)
-        return output
+        """Evaluate a batch of the validation split."""
+        return self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Score a batch of the test split."""
-        output = self._evaluate(batch, self.test_loss, self.test_scores)
-        self.log("test/loss", self.test_loss)
-        self.log_dict(self.test_scores)
-        return output
+        """Evaluate a batch of the test split."""
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Predict without scoring."""
+        """Predict without evaluating."""
         return self._outputs(batch, self(batch))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and decay, stepped with every batch."""
-        return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
+        return configure(self)
 
-    def _evaluate(self, batch: dict[str, Any], mean_loss: MeanMetric, scores: ClassificationScores) -> dict[str, Any]:
+    def _evaluate(self, batch: dict[str, Any], split: str) -> dict[str, Any]:
         logits = self(batch)  # (batch, classes)
-        mean_loss.update(F.cross_entropy(logits, batch["target"], reduction="none"))
-        scores.update(logits, batch["target"])
+        loss: Any = self.loss[split]
+        metrics: Any = self.metrics[split]
+        loss.update(F.cross_entropy(logits, batch["target"], reduction="none"))
+        metrics.update(logits, batch["target"])
+        self.log(f"{split}/loss", loss)
+        self.log_dict(metrics)
         return self._outputs(batch, logits)
 
     def _shaped(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch as the network takes it."""
+        """The batch as the network takes it: padded as it comes, packed, or padded to one of few shapes for torch.compile."""
         assert self.network is not None
         if "cu_seqlens" in batch:
             return batch
-        config, rounded = self.network.config, self.compiled and self.training
-        packs = self.padding_free
-        if packs is None and self._trainer is not None:
-            whole = not is_sharded(self.trainer)  # parts are called one by one
-            packs = whole and padding_free.has_kernel(self.network, self.device, str(self.trainer.precision))
-        if packs:
-            return padding_free.pack(batch, config.max_position_embeddings if rounded else None)
-        return padding_free.widen(batch, config) if rounded else batch
+        few_shapes, config = self.compiled and self.training, self.network.config
+        if self.packs:
+            return packed.pack(batch, config.max_position_embeddings if few_shapes else None)
+        return packed.widen(batch, config) if few_shapes else batch
 
     def _outputs(self, batch: dict[str, Any], logits: Tensor) -> dict[str, Any]:
         return {

@@ -9,8 +9,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from litlab.nn import optimizer
-from litlab.nn.metrics import ClassificationScores
+from litlab.nn.metrics import ClassificationMetrics
+from litlab.nn.optimizer import Fraction, Schedule, configure
 
 
 class MnistMLP(LightningModule):
@@ -30,25 +30,20 @@ class MnistMLP(LightningModule):
         self,
         hidden: PositiveInt = 128,
         num_classes: PositiveInt = 10,
-        label_smoothing: optimizer.Fraction = 0.05,
+        label_smoothing: Fraction = 0.05,
         learning_rate: PositiveFloat = 4e-3,
         weight_decay: NonNegativeFloat = 0.3,
-        schedule: optimizer.Schedule = "linear",
-        warmup: optimizer.Fraction = 0.05,
+        schedule: Schedule = "linear",
+        warmup: Fraction = 0.05,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.hidden, self.num_classes, self.label_smoothing = hidden, num_classes, label_smoothing
-        self.learning_rate, self.weight_decay, self.schedule, self.warmup = (
-            learning_rate,
-            weight_decay,
-            schedule,
-            warmup,
-        )
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.schedule, self.warmup = schedule, warmup
         self.network: nn.Sequential | None = None
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.val_scores = ClassificationScores(num_classes, "val/")
-        self.test_scores = ClassificationScores(num_classes, "test/")
+        self.loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes, f"{split}/") for split in self.loss})
 
     def configure_model(self) -> None:
         """Build the network, once; here and not in `__init__` so that strategies can shard it."""
@@ -70,39 +65,34 @@ class MnistMLP(LightningModule):
         return loss * batch["weight"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Score a batch of the validation split."""
-        output = self._evaluate(batch, self.val_loss, self.val_scores)
-        self.log("val/loss", self.val_loss)
-        self.log_dict(self.val_scores)
-        return output
+        """Evaluate a batch of the validation split."""
+        return self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Score a batch of the test split."""
-        output = self._evaluate(batch, self.test_loss, self.test_scores)
-        self.log("test/loss", self.test_loss)
-        self.log_dict(self.test_scores)
-        return output
+        """Evaluate a batch of the test split."""
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Predict without scoring."""
+        """Predict without evaluating."""
         return self._outputs(batch, self(batch["image"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and decay, stepped with every batch."""
-        return optimizer.configure(self, self.learning_rate, self.weight_decay, self.schedule, self.warmup)
+        return configure(self)
 
-    def _evaluate(
-        self, batch: dict[str, Any], mean_loss: MeanMetric, scores: ClassificationScores
-    ) -> dict[str, Tensor]:
+    def _evaluate(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
         logits = self(batch["image"])  # (batch, classes)
-        mean_loss.update(F.cross_entropy(logits, batch["target"], reduction="none"))
-        scores.update(logits, batch["target"])
+        loss: Any = self.loss[split]
+        metrics: Any = self.metrics[split]
+        loss.update(F.cross_entropy(logits, batch["target"], reduction="none"))
+        metrics.update(logits, batch["target"])
+        self.log(f"{split}/loss", loss)
+        self.log_dict(metrics)
         return self._outputs(batch, logits)
 
     def _outputs(self, batch: dict[str, Any], logits: Tensor) -> dict[str, Tensor]:
         return {
-            "id": batch["id"],
-            "target": batch["target"],
+            **{name: batch[name] for name in ("id", "target") if name in batch},
             "prediction": logits.argmax(dim=1),
             "probabilities": logits.float().softmax(dim=1),
         }
