@@ -1,1 +1,1 @@
-"""How src/project/pretrained/t5-documentation was made."""
+"""How the weights in src/project/pretrained/t5-documentation were made."""

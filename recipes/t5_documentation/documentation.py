@@ -1,9 +1,9 @@
-"""English prose out of open-source packages, to pretrain on: docstrings, guides and the descriptions of web services.
+"""English prose from open-source packages, to pretrain on: docstrings, guides and the descriptions of web services.
 
-`texts()` gives documents; `gap_sentences()` gives sentences and the passages that they were taken from; `pairs()` gives first
-sentences and what follows them, as `docstrings` does, from other projects.
-Everything is read out of pinned wheels, of which nothing is imported, installed or unpacked to disk. What resembles the
-validation and test splits of `docstrings` is left out, as are the projects these come from.
+`prepare` writes the three files that the configurations of this recipe read. `texts()` returns documents; `gap_sentences()`
+sentences and the passages that they were taken from; `pairs()` first sentences and the text that follows them, as `docstrings` does,
+from other projects. Everything is read from pinned wheels; nothing is imported, installed or unpacked to disk. Text that resembles
+the validation and test splits of `docstrings` is left out, as are the projects that these come from.
 """
 
 import gzip
@@ -16,7 +16,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
@@ -31,8 +31,7 @@ import pyarrow.parquet
 from litlab.errors import BadInput
 from litlab.files import build_once, cache_folder
 from litlab.progress import progress
-from litlab.sources import wheels as catalog
-from litlab.sources.wheels import Package
+from litlab.sources.wheels import Package, fetch_all, read_package_list
 from project.data import docstrings
 from project.data.docstrings import (
     BOILERPLATE,
@@ -43,25 +42,25 @@ from project.data.docstrings import (
     SEQUENCE_WORDS,
     WORD,
     normal_words,
-    package_of,
     pair_of,
     share_of,
     without_markup,
 )
 
-CLEANING = 2  # raise it whenever the same wheels would give other texts, pairs or gap sentences
+CLEANING = 2  # increase it when the same wheels would give other texts, pairs or gap sentences
 LISTED = Path(__file__).with_name("packages.txt")
-FOR_PAIRS = Path(__file__).with_name("packages_for_pairs.txt")  # of which texts() reads nothing
+FOR_PAIRS = Path(__file__).with_name("packages_for_pairs.txt")  # more packages, for pairs() only
+DATA = Path(__file__).resolve().with_name("data")  # of the files that the configurations name; not in git
 MIN_WORDS = 6  # of a paragraph
-MIN_PAIR_WORDS = 12  # of what follows a first sentence; fewer than in docstrings, for twice as many pairs
-MAX_SHARED = 0.2  # of a paragraph's five-word sequences with those of a split that scores are computed on
-MAX_PROCESSES = 8  # that read wheels; the longest wheels take as long as an eighth of all
-PASSAGE_WORDS = 90  # at most, out of which one sentence is taken
+MIN_PAIR_WORDS = 12  # of the text that follows a first sentence; fewer than in docstrings, for twice as many pairs
+MAX_SHARED = 0.2  # of a paragraph's five-word sequences that occur in the validation and test splits of docstrings
+MAX_PROCESSES = 8  # that read wheels; the largest wheel takes as long as an eighth of all
+PASSAGE_WORDS = 90  # at most, from which one sentence is taken
 MIN_GAP_WORDS, MAX_GAP_WORDS = 4, 25  # of that sentence
-MIN_GAP_SHARE = 0.5  # of its content words that stand in the rest of the passage
+MIN_GAP_SHARE = 0.5  # of its content words that occur in the rest of the passage
 MAX_FILE = 3_000_000  # bytes of a plain text; longer ones are word lists and logs
 
-# where a paragraph begins: behind an empty line, at a list item, at a field, at "name (type): "
+# where a paragraph begins: after an empty line, at a list item, at a field, at "name (type): "
 BEGINS = re.compile(
     r"\n\s*\n|\n(?=\s*(?:[-*+•]|\d{1,2}[.)])\s)|\n(?=\s*[:@]\w)|\n(?=\s*\*{0,2}\w[\w.]*(?: ?\([^)\n]*\))?:\s)"
 )
@@ -79,37 +78,59 @@ TAG = re.compile(r"<[^<>]{1,200}>")
 Pair = tuple[str, str]
 
 
+def prepare(source: str) -> None:
+    """Write the file of `DATA` that a data module is about to read, once, also if several processes ask for it.
+
+    Args:
+        source: `data.source`; a path to any other file, or another name, is left alone.
+
+    Raises:
+        BadInput: if a wheel is unavailable, the file or the cache cannot be written, or the file was made from other lists.
+    """
+    file = Path(os.path.abspath(source))
+    if file.parent != DATA or file.name not in FILES:
+        return
+    table_of, lists = FILES[file.name]
+    version = {b"litlab": key(*lists).encode()}
+    with build_once(file, f"writing {file.name}") as scratch:
+        if scratch:
+            pyarrow.parquet.write_table(table_of().replace_schema_metadata(version), scratch)
+    if pyarrow.parquet.read_schema(file).metadata != version:
+        raise BadInput(
+            f"{file} was made from other packages than the lists beside it name now: delete it to make it again."
+        )
+
+
 def packages(listed: Path) -> list[Package]:
-    """The wheels, which a file lists with their licences."""
-    lines = (line.split() for line in listed.read_text().splitlines() if not line.startswith("#"))
-    return [package_of(wheel, sha256) for wheel, sha256, *_ in lines]
+    """The wheels in a list, which also states their licences."""
+    return [package for package, _ in read_package_list(listed)]
 
 
 def key(*lists: Path) -> str:
-    """Names what the wheels of these lists give: changes with any package and with the cleaning."""
+    """A hash that changes with any package of these lists and with the cleaning."""
     wheels = [package.sha256 for listed in lists for package in packages(listed)]
     return hashlib.sha256(repr((CLEANING, docstrings.key(), wheels)).encode()).hexdigest()[:16]
 
 
 def texts() -> pyarrow.Table:
-    """The documents, in the column text: the prose of a file, a line to a paragraph or docstring; no paragraph comes twice.
+    """Documents, in the column text: the prose of one file, one line per paragraph or docstring; no paragraph occurs twice.
 
     Raises:
-        BadInput: if a wheel cannot be had or the cache cannot be written.
+        BadInput: if a wheel is unavailable or the cache cannot be written.
     """
-    return pyarrow.parquet.read_table(_built() / "texts.parquet")
+    return pyarrow.parquet.read_table(_read_listed() / "texts.parquet")
 
 
 def pairs() -> pyarrow.Table:
-    """First sentences in the column summary, what follows them in the column text, out of the wheels of both lists.
+    """First sentences in the column summary, the text that follows them in the column text, from the wheels of both lists.
 
     Raises:
-        BadInput: if a wheel cannot be had or the cache cannot be written.
+        BadInput: if a wheel is unavailable or the cache cannot be written.
     """
     file = cache_folder() / "documentation_pairs" / f"{key(LISTED, FOR_PAIRS)}.parquet"
     with _build_once(file) as scratch:
         if scratch:
-            first = pyarrow.parquet.read_table(_built() / "pairs.parquet")
+            first = pyarrow.parquet.read_table(_read_listed() / "pairs.parquet")
             known = zip(first["text"].to_pylist(), first["summary"].to_pylist(), strict=True)
             wheels = _read_wheels(packages(FOR_PAIRS), scratch.parent, with_paragraphs=False)
             more = (pair for _, of_wheel in wheels for pair in of_wheel)
@@ -118,13 +139,13 @@ def pairs() -> pyarrow.Table:
 
 
 def gap_sentences() -> pyarrow.Table:
-    """Sentences taken out of their surroundings, in the column summary, and what remains there, in the column text.
+    """Sentences taken from passages, in the column summary, and the rest of the passage, in the column text.
 
-    Each is the sentence of its passage of whose content words the largest share stands in the others, so that it can be
-    written by one who has read them; after PEGASUS (Zhang et al., 2020), which scores sentences by ROUGE-1 and marks the gap.
+    Each is the sentence of its passage of whose content words the largest share occurs in the other sentences, so that it can be
+    inferred from them; after PEGASUS (Zhang et al., 2020), which scores sentences by ROUGE-1 and marks the gap.
 
     Raises:
-        BadInput: if a wheel cannot be had or the cache cannot be written.
+        BadInput: if a wheel is unavailable or the cache cannot be written.
     """
     times: Counter[str] = Counter()
     found: list[Pair] = []
@@ -134,6 +155,14 @@ def gap_sentences() -> pyarrow.Table:
             if times[sentence] <= MAX_SAME_TARGET:
                 found.append((text, sentence))
     return _table_of(found)
+
+
+FILES: dict[str, tuple[Callable[[], pyarrow.Table], tuple[Path, ...]]] = {
+    "texts.parquet": (texts, (LISTED,)),
+    "gap_sentences.parquet": (gap_sentences, (LISTED,)),
+    "pairs.parquet": (pairs, (LISTED, FOR_PAIRS)),
+}
+"""The files of `DATA`: name -> function that makes the table, lists of the packages that it comes from."""
 
 
 def _table_of(found: list[Pair]) -> pyarrow.Table:
@@ -155,7 +184,7 @@ def _passages(document: str) -> Iterator[list[str]]:
 
 
 def _gap_in(passage: list[str]) -> Pair | None:
-    """What remains of a passage, and the sentence taken out; None if it is short, if none shares enough, or if it would be copied."""
+    """The rest of a passage and the sentence taken from it; None if too few of its words, or all in their order, are in the rest."""
     content = [{word for word in normal_words(sentence) if not ENGLISH.fullmatch(word)} for sentence in passage]
     times = Counter(word for words in content for word in words)
     shares = [
@@ -170,7 +199,8 @@ def _gap_in(passage: list[str]) -> Pair | None:
     return (text, sentence) if len(passage) > 2 and shares[best] >= MIN_GAP_SHARE and not copied else None
 
 
-def _built() -> Path:
+def _read_listed() -> Path:
+    """The folder with the texts and the pairs of the first list, read from its wheels once."""
     folder = cache_folder() / "documentation" / key(LISTED)
     with _build_once(folder) as scratch:
         if scratch:
@@ -189,23 +219,24 @@ def _built() -> Path:
 
 
 def _build_once(target: Path) -> AbstractContextManager[Path | None]:
-    # the processes that read the wheels run a script without it again while they start, and would wait for their parent for ever;
-    # that they are starting, nothing public tells
+    """As `build_once`, but refuses to run in a process that is still being spawned."""
+    # a script without the guard is run again by every process that reads wheels, which would then wait for its parent forever;
+    # only a private attribute says that a process is still starting
     if getattr(multiprocessing.current_process(), "_inheriting", False) and not target.exists():
-        raise BadInput("a script that prepares data needs `if __name__ == '__main__':` around what it does.")
+        raise BadInput("a script that prepares data must do so below `if __name__ == '__main__':`.")
     return build_once(target, "caching the documentation")
 
 
 def _read_wheels(
     wheels: list[Package], room: Path, with_paragraphs: bool
 ) -> Iterator[tuple[list[list[str]], list[Pair]]]:
-    """What `read_wheel` gives of each, in their order; downloads go through the empty folder `room`."""
-    docstrings.table()  # made here and not by each process
-    paths = catalog.fetch_all(wheels, room)
+    """The results of `read_wheel` for each wheel, in their order; downloads go through the empty folder `room`."""
+    docstrings.table()  # built here and not by each process
+    paths = fetch_all(wheels, room)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # not forked: this process has threads
+    # spawned, not forked: this process has threads
     context = multiprocessing.get_context("spawn")
-    with _one_sentence(), ProcessPoolExecutor(min(cores, MAX_PROCESSES), context) as processes:
+    with _explain_killed_process(), ProcessPoolExecutor(min(cores, MAX_PROCESSES), context) as processes:
         yield from progress(
             processes.map(partial(read_wheel, with_paragraphs=with_paragraphs), paths),
             "reading documentation (once)",
@@ -215,29 +246,31 @@ def _read_wheels(
 
 
 def _without_repeats(found: Iterable[Pair]) -> Iterator[Pair]:
-    """Drop texts that came before, and first sentences that came often."""
+    """Drop texts that occurred before, and first sentences that occurred often."""
     times: Counter[str] = Counter()
     seen: set[bytes] = set()
     for source, target in found:
         times[target] += 1
         wanted = times[target] <= MAX_SAME_TARGET and _is_new(source, seen)
-        if wanted and not target.startswith("["):  # "[Required] Gets the name of this", thousands of times
+        if wanted and not target.startswith(
+            "["
+        ):  # as in "[Required] Gets the name of this", which occurs thousands of times
             yield source, target
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Say in one sentence that a process died.
+def _explain_killed_process() -> Iterator[None]:
+    """Turn the death of a process that reads wheels into one sentence.
 
     Raises:
-        BadInput: if one did.
+        BadInput: if one died.
     """
     try:
         yield
     except BrokenProcessPool as error:
         raise BadInput(
-            "a process that reads documentation was killed, for lack of memory or because what is run is no file: free some memory, "
-            "or begin with litlab or with a script that has `if __name__ == '__main__':`."
+            "a process that reads documentation was killed: memory ran out, or the main program is not a file; free some memory, or "
+            "start from litlab or from a script that has `if __name__ == '__main__':`."
         ) from error
 
 
@@ -249,7 +282,7 @@ def _is_new(text: str, seen: set[bytes]) -> bool:
 
 
 def read_wheel(path: Path, with_paragraphs: bool) -> tuple[list[list[str]], list[Pair]]:
-    """The paragraphs of each file in a wheel that has any, if they are wanted, and the pairs of its texts."""
+    """The paragraphs of each file in a wheel that has some, if they are wanted, and the pairs of all its texts."""
     files, found = [], []
     with zipfile.ZipFile(path) as wheel:
         for member in sorted(wheel.infolist(), key=lambda member: member.filename):
@@ -268,7 +301,7 @@ def read_wheel(path: Path, with_paragraphs: bool) -> tuple[list[list[str]], list
 
 
 def _texts_in(wheel: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[str]:
-    """The strings of a file that may hold prose."""
+    """The strings of a file that may contain prose."""
     name = member.filename
     if NOT_THE_PROJECT.search(name):
         return
@@ -289,7 +322,7 @@ def _texts_in(wheel: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[str]:
 
 
 def paragraphs_of(text: str) -> list[str]:
-    """The paragraphs that are English sentences from beginning to end, cleaned of markup; lists and fields give their items."""
+    """The paragraphs that consist of English sentences only, without markup; each item of a list or field is a paragraph."""
     found = []
     for part in BEGINS.split(text):
         paragraph = without_markup(LABEL.sub("", part, count=1)) if len(part) > 5 * MIN_WORDS else ""

@@ -1,4 +1,4 @@
-"""What a pretraining leaves for others to start from."""
+"""Export the network and its tokenizer at the end of a training."""
 
 import shutil
 import tempfile
@@ -12,22 +12,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from litlab.errors import BadInput
 from litlab.nn.sharding import is_sharded
-from litlab.training.checkpoints import BestCheckpoint
+from litlab.sources.pretrained import quiet_transformers
 
 
 class PretrainedModel(Callback):
-    """Writes the network, as it is when the training ends, and its tokenizer into model/ of the run directory.
+    """Writes the network, as it is at the end of the training, and its tokenizer into model/ of the run directory.
 
-    The folder is what `save_pretrained` writes and `--model.pretrained` takes: weights in safetensors, in bfloat16, which
+    The folder is one of `save_pretrained`, which `--model.pretrained` reads: weights in safetensors, in bfloat16, which
     halves their size. It needs a module whose `network` is a model of transformers, data with a `tokenizer`, and a strategy
-    that does not shard the weights.
+    that does not shard the weights. The run directory is the trainer's `default_root_dir`.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what could not be written, before hours of training.
 
         Raises:
-            BadInput: if there is no such network or tokenizer, or the weights are sharded.
+            BadInput: if there is no such network or tokenizer, the weights are sharded, or model/ holds something else.
         """
         network = getattr(pl_module, "network", None)
         tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
@@ -41,18 +41,23 @@ class PretrainedModel(Callback):
                 f"the callback PretrainedModel cannot write weights that {type(trainer.strategy).__name__} shards: use "
                 "trainer.strategy=auto or ddp."
             )
+        folder = Path(trainer.default_root_dir) / "model"
+        if folder.exists() and not (folder / "config.json").exists():
+            raise BadInput(
+                f"the callback PretrainedModel would replace {folder}, which holds no model: move it elsewhere."
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder."""
         if not trainer.is_global_zero:
             return
-        best = next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
-        run = Path(str(best.dirpath)).parent
-        for remains in (run / "model", *run.glob(".model.*")):  # of a training that was killed in here
+        run = Path(trainer.default_root_dir)
+        for remains in (run / "model", *run.glob(".model.*")):  # of a training that was killed here, or is continued
             shutil.rmtree(remains, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".model.", dir=run) as room:
             folder = Path(room) / "model"
             network: Any = deepcopy(pl_module.network)
-            network.to(torch.bfloat16).save_pretrained(folder)
+            with quiet_transformers():
+                network.to(torch.bfloat16).save_pretrained(folder)
             trainer.datamodule.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
             folder.rename(run / "model")

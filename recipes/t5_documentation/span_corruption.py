@@ -1,4 +1,4 @@
-"""Text to pretrain an encoder-decoder on: spans are replaced by sentinels, and the model says what stood there."""
+"""Text to pretrain an encoder-decoder on: spans are replaced by sentinels, and the model predicts them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,38 +9,40 @@ from lightning.pytorch import LightningDataModule
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from litlab.data import token_cache
-from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, shuffled
-from litlab.data.splits import Source, SplitChoice, describe, open_source, read, read_splits
+from litlab.data.batches import Batch, EvaluationBatches, Split, TrainingBatches, shuffled
+from litlab.data.readers import Source, open_source
+from litlab.data.splits import SplitChoice, describe, read, read_splits
 from litlab.errors import BadInput
+from recipes.t5_documentation import documentation
 
 SENTINELS = 100  # <extra_id_0> and so on, as many as T5 has
-TOKENIZER_SAMPLE = 20_000_000  # bytes of text that a tokenizer is trained on: more changes hardly a token
-SMALLEST_TOKENIZER = 400  # tokens: each byte, the sentinels, and some words
-WHOLE = 2**30  # tokens; no document is cut
+TOKENIZER_SAMPLE = 20_000_000  # bytes of text that a tokenizer is trained on; more changes hardly a token
+SMALLEST_TOKENIZER = 400  # tokens: every byte, the sentinels, and some words
+NO_LIMIT = 2**30  # tokens; no document is cut
 
 
 class SpanCorruption(LightningDataModule):
-    """Documents from a file, a folder, the Hub or the catalog, packed into windows of equal length, without padding.
+    """Documents from a file, a folder or the Hub, packed into windows of equal length, without padding.
 
-    All documents of a split follow each other as one sequence of tokens, each closed by `</s>`. An epoch cuts it into windows,
-    at places that the seed and the epoch decide, and hides spans of each, as T5 was pretrained (Raffel et al., 2020,
+    The documents of a split are concatenated into one sequence of tokens, each closed by `</s>`. An epoch cuts it into windows,
+    at positions that depend on the seed and the epoch, and hides spans of each window, as T5 was pretrained (Raffel et al., 2020,
     section 3.1.4): 15 % of the tokens, in spans of three on average, each replaced by a sentinel; the target lists the
-    sentinels and what they stand for. A window that is seen again is cut and hidden otherwise. All batches have the same shape,
-    and which tokens they hold is a function of (data, seed, epoch, batch size), however many processes share them.
+    sentinels and the tokens that they replace. Each epoch cuts and hides differently. All batches have the same shape, and their
+    tokens are a function of (data, seed, epoch, batch size), whatever the number of ranks.
 
     Batches hold `id` (batch,), the number of the window; `input_ids` and `attention_mask`, all ones, (batch, input_length); and
     `labels` (batch, target length); int64.
 
     Args:
-        source: documentation (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
-            validation in one of these formats; or a Hub id, with @revision or without.
-        configuration: of a Hub data set that has several.
+        source: recipes/t5_documentation/data/texts.parquet, which is made first if it is missing; another .jsonl, .csv or .parquet
+            file; a folder with train and perhaps validation in one of these formats; or a Hub id, with @revision or without.
+        configuration: name of the configuration of a Hub data set that has several.
         text: column of the documents.
         validation: a split's name, or the fraction of train to hold out; null: validation if there is one, else 0.1.
-        tokenizer_size: most tokens that the tokenizer knows, which is trained on the training split, sentinels included.
+        tokenizer_size: vocabulary size at most, sentinels included, of the tokenizer, which is trained on the training split.
         input_length: tokens of an encoder's input, sentinels and end included.
         noise_density: share of the tokens that are hidden.
-        mean_span: mean length of what a sentinel replaces, in tokens.
+        mean_span: mean length of a span, in tokens.
         batch_size: windows per optimizer step, over all devices and accumulated micro-batches.
         evaluation_batch_size: windows per device and step in validation; it changes speed, not results.
         seed: fixes the windows, the spans and the order; follows seed_everything.
@@ -48,7 +50,7 @@ class SpanCorruption(LightningDataModule):
 
     def __init__(
         self,
-        source: str = "documentation",
+        source: str = "recipes/t5_documentation/data/texts.parquet",
         configuration: str | None = None,
         text: str = "text",
         validation: SplitChoice = None,
@@ -75,18 +77,19 @@ class SpanCorruption(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens the tokenizer knows."""
+        """Number of tokens that the tokenizer knows."""
         self.prepare_data()
         return len(self.tokenizer)
 
     def prepare_data(self) -> None:
-        """Fetch and tokenize what is not in the cache yet, and open it.
+        """Make or download, and tokenize, what does not exist yet, and open it.
 
         Raises:
-            BadInput: if the data cannot be used, or there are too few of them for a batch.
+            BadInput: if the data cannot be used, or there is too little for a batch.
         """
         if self.fingerprint:
             return
+        documentation.prepare(self.source)
         source = open_source(self.source, self.configuration)
         ingredients = {
             "what": "documents",
@@ -97,7 +100,7 @@ class SpanCorruption(LightningDataModule):
         }
         folder, meta = token_cache.cached(ingredients, lambda scratch: self._build(source, scratch))
         self.tokenizer = token_cache.open_tokenizer(folder)
-        self.streams = {name: token_cache.Split(folder / name).ragged("text").values for name in meta["examples"]}
+        self.streams = {name: Split(folder / name).ragged("text").values for name in meta["examples"]}
         for name, stream in self.streams.items():
             if len(stream) < 2 * self.window:
                 raise BadInput(
@@ -119,14 +122,14 @@ class SpanCorruption(LightningDataModule):
         self.prepare_data()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must find again: the tokenizer."""
+        """The identity of the tokenizer, which a checkpoint depends on."""
         return {"tokenizer": token_cache.fingerprint(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with a checkpoint's.
+        """Compare the tokenizer with that of a checkpoint.
 
         Raises:
-            BadInput: if the tokenizer is another one.
+            BadInput: if they differ.
         """
         if state_dict["tokenizer"] != token_cache.fingerprint(self.tokenizer):
             raise BadInput(
@@ -135,22 +138,22 @@ class SpanCorruption(LightningDataModule):
 
     def train_dataloader(self) -> TrainingBatches:
         """All windows of an epoch in random order."""
-        windows = len(self.streams["train"]) // self.window - 1  # one is lost to where the first begins
+        windows = len(self.streams["train"]) // self.window - 1  # one less, because the first begins at a random offset
         order = shuffled(windows, self.batch_size, self.seed)
 
-        def plan(epoch: int) -> list[np.ndarray]:  # a number tells both the epoch and the window
+        def plan(epoch: int) -> list[np.ndarray]:  # a row encodes both the epoch and the window
             return [batch + epoch * windows for batch in order(epoch)]
 
         def fetch(rows: np.ndarray) -> Batch:
             epoch = int(rows[0]) // windows
-            places = rows - epoch * windows
-            starts = _generator(self.seed, epoch).integers(self.window) + self.window * places
-            return self._batch("train", rows, starts, [_generator(self.seed, epoch, int(at)) for at in places])
+            numbers = rows - epoch * windows
+            starts = _generator(self.seed, epoch).integers(self.window) + self.window * numbers
+            return self._batch("train", rows, starts, [_generator(self.seed, epoch, int(at)) for at in numbers])
 
         return TrainingBatches.for_trainer(self.trainer, fetch, plan)
 
     def val_dataloader(self) -> EvaluationBatches:
-        """The windows of the validation split, always hidden in the same way, whatever the seed."""
+        """The windows of the validation split; their spans depend neither on the seed nor on the epoch."""
         windows = len(self.streams["validation"]) // self.window
 
         def fetch(rows: np.ndarray) -> Batch:
@@ -182,15 +185,15 @@ class SpanCorruption(LightningDataModule):
         tokenizer = token_cache.train_tokenizer([sample], self.tokenizer_size, folder, SENTINELS)
         for split, rows in splits.items():
             token_cache.tokenize(
-                token_cache.SplitWriter(folder / split), "text", tokenizer, rows.texts, WHOLE, f"tokenizing {split}"
+                token_cache.SplitWriter(folder / split), "text", tokenizer, rows.texts, NO_LIMIT, f"tokenizing {split}"
             )
         return meta
 
 
 def window_for(input_length: int, noise_density: float, mean_span: float) -> tuple[int, int, int]:
-    """How many tokens make an input of a given length, how many of them are hidden, and in how many spans.
+    """Tokens per window, hidden tokens and spans such that an encoder's input has a given length.
 
-    The input has the tokens that are not hidden, a sentinel per span, and its end.
+    The input consists of the tokens that are not hidden, a sentinel per span, and the end token.
     """
 
     def parts(window: int) -> tuple[int, int]:
@@ -208,7 +211,7 @@ def window_for(input_length: int, noise_density: float, mean_span: float) -> tup
 
 
 def spans(random: np.random.Generator, window: int, hidden: int, count: int) -> np.ndarray:
-    """Which tokens of a window are hidden, (window,) bool: `count` spans, the first token is never hidden."""
+    """Which tokens of a window are hidden, (window,) bool: `count` spans; the first token is never hidden."""
     lengths = np.empty(2 * count, np.int64)
     lengths[0::2], lengths[1::2] = _parts(random, window - hidden, count), _parts(random, hidden, count)
     return np.repeat(np.arange(2 * count) % 2 == 1, lengths)
@@ -219,23 +222,26 @@ def corrupt(windows: np.ndarray, hidden: np.ndarray, first: int, end: int) -> tu
 
     Args:
         windows: tokens, (batch, window).
-        hidden: which of them are hidden, (batch, window) bool; equally many spans and tokens in each row.
-        first: the first sentinel; the others follow.
+        hidden: which of them are hidden, (batch, window) bool; each row has the same number of spans and of hidden tokens.
+        first: id of the first sentinel; the others follow.
         end: the token that ends a sequence.
     """
     before = np.pad(hidden, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
-    begins, returns = hidden & ~before, ~hidden & before  # first tokens of what is hidden, and of what is not
+    span_starts, text_starts = (
+        hidden & ~before,
+        ~hidden & before,
+    )  # first tokens of hidden spans, and of the text between
     ends = np.full((len(windows), 1), end)
 
     def sequence(sentinels: np.ndarray, kept: np.ndarray) -> np.ndarray:
         numbered = np.where(sentinels, first - 1 + np.cumsum(sentinels, axis=1), windows)
         return np.concatenate([numbered[kept | sentinels].reshape(len(windows), -1), ends], axis=1)
 
-    return sequence(begins, ~hidden), sequence(returns, hidden)
+    return sequence(span_starts, ~hidden), sequence(text_starts, hidden)
 
 
 def _parts(random: np.random.Generator, total: int, count: int) -> np.ndarray:
-    """A random division of a number into `count` positive ones."""
+    """`count` random positive integers whose sum is `total`."""
     cuts = np.sort(random.choice(total - 1, count - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from conftest import PROJECT
 
 from project.data import docstrings
 from recipes.t5_documentation import documentation
@@ -120,12 +122,14 @@ def test_a_script_without_a_guard_is_told_so_and_does_not_hang(tmp_path: Path) -
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
         "from pathlib import Path\n"
-        "from litlab.data import documentation\n"
-        "with documentation._build_once(Path(__file__).with_name('built')), documentation._one_sentence():\n"
+        "from recipes.t5_documentation import documentation\n"
+        "with documentation._build_once(Path(__file__).with_name('built')), documentation._explain_killed_process():\n"
         "    with ProcessPoolExecutor(1, get_context('spawn')) as processes:\n"
         "        print(list(processes.map(len, ['work'])))\n"
     )
-    outcome = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, script]
+    outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert outcome.returncode and "a script that has `if __name__ == '__main__':`" in outcome.stderr
 
 

@@ -1,0 +1,53 @@
+"""The fixtures of tests/ that this recipe uses, and a project with its configurations."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pyarrow
+import pytest
+from conftest import (  # noqa: F401
+    PROJECT,
+    WORDS,
+    alone,
+    idx_folder,
+    inside,
+    interrupter,
+    litlab,
+    project,
+    session_alone,
+    tiny_t5,
+)
+
+from recipes.t5_documentation import documentation
+
+FOLDER = Path("recipes/t5_documentation")
+
+
+@pytest.fixture
+def recipe(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """The current folder, a project with the configurations of this recipe and t5_sum; other processes find the recipe's code."""
+    shutil.copytree(PROJECT / FOLDER / "configs", inside / FOLDER / "configs")
+    shutil.copy(PROJECT / "configs/experiment/t5_sum.yaml", inside / "configs/experiment")
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT), prepend=os.pathsep)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return inside
+
+
+@pytest.fixture
+def files_made(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The project's data/ instead of the recipe's own, and a few short texts for each file; lists the files that were made."""
+    source, made = random.Random(0), []
+
+    def table(name: str, *columns: str) -> pyarrow.Table:
+        made.append(name)
+        texts = [[" ".join(source.choices(WORDS.split(), k=8)) for _ in range(60)] for _ in columns]
+        return pyarrow.table(dict(zip(columns, texts, strict=True)))
+
+    monkeypatch.setattr(documentation, "DATA", recipe / FOLDER / "data")
+    for name, (_, lists) in documentation.FILES.items():
+        columns = ("text",) if name == "texts.parquet" else ("text", "summary")
+        entry = (lambda name=name, columns=columns: table(name, *columns), lists)
+        monkeypatch.setitem(documentation.FILES, name, entry)
+    return made
