@@ -1,36 +1,53 @@
-"""What the tests share: a small MNIST, two small language models, and the real command in a project of its own."""
+"""What the tests share: a small project, small pretrained models and images, and the real command."""
 
 import os
 import shutil
 import string
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+TESTS = PROJECT / "tests"
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
+
+
+def isolate(patch: pytest.MonkeyPatch, home: Path) -> None:
+    """Hide the user's credentials, cache, runs and network; every process that a test starts can import from tests/."""
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "LITLAB_")):
+            patch.delenv(name)
+    patch.setenv("HOME", str(home))
+    patch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    patch.setenv("WANDB_ERROR_REPORTING", "false")
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(TESTS) not in path:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [*path, str(TESTS)])))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Isolates the fixtures that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        isolate(patch, tmp_path_factory.mktemp("home"))
+        yield
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test sees the user's credentials, cache or runs, or reaches the network."""
-    for name in list(os.environ):
-        if name.startswith(("WANDB_", "LITLAB_")):
-            monkeypatch.delenv(name)
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    """Isolates each test, with an empty home of its own."""
+    isolate(monkeypatch, tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")
 def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MNIST's four files with 600 training and 200 test images: each digit a blurred blob at its own place, with noise."""
+    """The four files of MNIST with 600 training and 200 test images: each digit a blurred blob at its own place, with noise."""
     folder = tmp_path_factory.mktemp("idx")
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:28, :28]
@@ -118,46 +135,55 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def project(tmp_path: Path, idx_folder: Path) -> Path:
-    """A project folder with the real configs, whose mnist_mlp trains on the small MNIST for two epochs."""
-    return make_project(tmp_path / "project", idx_folder)
+def small_project(folder: Path) -> Path:
+    """Make a project: the repository's configs but its experiments, and the experiments of tests/small with their data."""
+    from small.data import write_examples, write_language
 
-
-def make_project(folder: Path, source: Path) -> Path:
-    """Make such a folder, with a small MNIST that lies in `source`."""
-    shutil.copytree(PROJECT / "configs", folder / "configs")
-    experiment = folder / "configs" / "experiment" / "mnist_mlp.yaml"
-    text = experiment.read_text()
-    for before, after in (
-        ("source: catalog", f"source: {source}"),
-        ("batch_size: 128", "batch_size: 32"),
-        ("validation_size: 5000", "validation_size: 100"),
-        ("max_epochs: 20", "max_epochs: 2"),
-    ):
-        assert before in text, f"{before!r} is not in mnist_mlp.yaml any more"
-        text = text.replace(before, after)
-    experiment.write_text(text)
+    shutil.copytree(PROJECT / "configs", folder / "configs", ignore=shutil.ignore_patterns("experiment"))
+    (folder / "configs" / "experiment").mkdir()
+    for file in (TESTS / "small").glob("*.yaml"):
+        shutil.copy(file, folder / "configs" / "experiment")
+    write_examples(folder / "examples")
+    for language in ("english", "german"):
+        write_language(folder / language, language)
     return folder
 
 
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project folder with the experiments small and speller."""
+    return small_project(tmp_path / "project")
+
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_litlab(project: Path, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
+    """Run the real command in a project folder, as a process of its own.
+
+    Args:
+        project: the folder.
+        arguments: what follows `litlab` on the command line.
+        timeout: seconds.
+        environment: more environment variables.
+    """
+    return subprocess.run(
+        [sys.executable, "-m", "litlab", *arguments],
+        cwd=project,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 @pytest.fixture
 def litlab(project: Path) -> Command:
     """Runs the real command, `litlab(*arguments)`, in the project folder as a process of its own."""
 
-    def run(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "litlab", *arguments],
-            cwd=project,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+    def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+        return run_litlab(project, *arguments, **options)
 
     return run
 
@@ -167,3 +193,12 @@ def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project folder as the current one, for calling commands in this process."""
     monkeypatch.chdir(project)
     return project
+
+
+@pytest.fixture
+def interrupter(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An `interruption.Interrupter`; W&B, whose session would outlive the test, is off."""
+    from interruption import Interrupter
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return Interrupter(monkeypatch)

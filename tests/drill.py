@@ -1,10 +1,10 @@
-"""The kill drill: trains, kills, repeats the same command until it is done, and compares with a run that was not killed.
+"""The kill drill: trains, kills, repeats the same command until the run is finished, and compares it with one that was not killed.
 
     python tests/drill.py --kills 100
 
 Every training is the real command on the real data, cut short, and every kill is a SIGKILL at a random moment of a stage of
-the training, of the process or of all that it has started. In the end each run must be one directory that equals the
-other bit for bit.
+the training, of the process or of its whole group. In the end each run must be one directory that equals the other bit
+for bit.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from exactness import differing
 
 PROJECT = Path(__file__).resolve().parents[1]
 KILLS_PER_RUN = 11
-PATIENCE = 600  # seconds for a training that nobody kills
+PATIENCE = 600  # seconds for a training that is not killed
 COMMON = ("--trainer.log_every_n_steps=1", "--last_checkpoint.every_minutes=0.02")
 OPTIONS = {
     "mnist_mlp": ("--trainer.max_epochs=3", "--trainer.limit_train_batches=200", "--trainer.limit_val_batches=3"),
@@ -50,12 +50,12 @@ STAGES = ("start-up", "download", "preparation", "training", "validation", "chec
 
 @dataclass
 class Drill:
-    """One experiment on its way through kills.
+    """The kills of one experiment.
 
     Args:
         experiment: its name.
         room: folder of the caches and runs.
-        dice: decides when.
+        dice: decides when to kill.
         counts: kills by stage.
     """
 
@@ -70,13 +70,13 @@ class Drill:
         return sorted(file.parent for file in (self.room / "runs" / self.experiment).glob("2*/run.json"))
 
     def reference(self) -> Path:
-        """A run that nobody kills."""
+        """A run that is not killed."""
         done = self.start(self.room / "unkilled").wait(PATIENCE)
         assert done == 0, (self.room / "output").read_text()
         return (self.room / "unkilled" / self.experiment / "latest").resolve()
 
     def start(self, runs: Path) -> subprocess.Popen[bytes]:
-        """The one command that is given again and again."""
+        """Start the command, always with the same options."""
         command = [sys.executable, "-m", "litlab", "fit", "-c", f"configs/experiment/{self.experiment}.yaml"]
         settings = {"LITLAB_RUNS": str(runs), "LITLAB_CACHE": str(self.room / "cache"), "WANDB_MODE": "offline"}
         with (self.room / "output").open("wb") as output:
@@ -91,14 +91,16 @@ class Drill:
             )
 
     def survive(self, kills: int) -> list[str]:
-        """Kill and start again until the run is finished; what was wrong, if anything was."""
+        """Kill and start again until the run is finished; returns the problems."""
         first = self.dice.randrange(len(STAGES))
         stages = [STAGES[(first + i) % len(STAGES)] for i in range(kills)]
-        stages.sort(key=lambda stage: -STAGES.index(stage) + self.dice.uniform(-2, 2))  # roughly as they come
+        stages.sort(
+            key=lambda stage: -STAGES.index(stage) + self.dice.uniform(-2, 2)
+        )  # roughly in the order of a training
         before = len(self.runs)
         while True:
             stage = stages.pop() if stages else ""
-            self.forget(stage)
+            self.empty_cache(stage)
             process = self.start(self.room / "runs")
             if stage and self.kill_at(stage, process):
                 self.counts[stage] += 1
@@ -110,7 +112,7 @@ class Drill:
         lost = len(self.runs) - before - 1
         return [f"{self.experiment}: {lost} runs were lost"] * bool(lost)
 
-    def forget(self, stage: str) -> None:
+    def empty_cache(self, stage: str) -> None:
         """Empty the part of the cache that the stage fills."""
         if stage == "download":
             shutil.rmtree(self.room / "cache", ignore_errors=True)
@@ -122,7 +124,9 @@ class Drill:
         """Kill somewhere in a stage; False if the training is over before."""
         started, rows = time.time(), len(self.rows())
         cache = self.room / "cache"
-        reached: dict[str, tuple[Callable[[], bool], float]] = {  # what shows the stage, and most seconds to wait then
+        reached: dict[
+            str, tuple[Callable[[], bool], float]
+        ] = {  # what shows the stage, and the longest wait then in seconds
             "start-up": (lambda: True, 9),
             "download": (lambda: any(cache.glob("packages/.*.????????/*")), 0.5),
             "preparation": (lambda: any(cache.glob("[!p]*/.*.????????/*")), 2),
@@ -148,7 +152,7 @@ class Drill:
         return True
 
     def newest(self, pattern: str) -> float:
-        """When the last of some files of the run was written; 0 if there is none."""
+        """When the newest of the files that match was written; 0 if there is none."""
         times = [0.0]
         for file in self.runs[-1].glob(pattern) if self.runs else ():
             with contextlib.suppress(OSError):
@@ -156,7 +160,7 @@ class Drill:
         return max(times)
 
     def rows(self) -> list[dict[str, str]]:
-        """What the newest run has logged."""
+        """The rows that the newest run has logged."""
         try:
             with (self.runs[-1] / "metrics.csv").open(newline="") as file:
                 return list(csv.DictReader(file))
@@ -176,7 +180,7 @@ class Drill:
         return bool(last.get("train/loss_epoch")) and last["epoch"] == str(epochs - 1)
 
     def progress(self) -> str:
-        """How far the newest run had come."""
+        """The last step of the newest run, for printing."""
         rows = self.rows()
         return f", step {rows[-1]['step']}" if rows else ""
 
@@ -184,9 +188,11 @@ class Drill:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the drill and print its result; 0 if nothing was lost and nothing differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="in all, shared by the experiments")
+    parser.add_argument("--kills", type=int, default=100, help="number of kills, shared by the experiments")
     parser.add_argument("--experiments", nargs="+", choices=sorted(OPTIONS), default=list(OPTIONS))
-    parser.add_argument("--seed", type=int, default=0, help="decides when to kill; moments are never quite the same")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="decides when to kill; the moments are never exactly the same"
+    )
     options = parser.parse_args(arguments)
     began, wrong, compared = time.monotonic(), [], 0
     dice = random.Random(options.seed)
@@ -198,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kills = options.kills // len(options.experiments) + (i < options.kills % len(options.experiments))
             drill = Drill(experiment, room, dice, counts)
             print(f"{experiment}: {kills} kills, and once without", flush=True)
-            whole, fruitless = drill.reference(), 0
-            while kills > 0 and fruitless < 5:  # a run can end before the moment to kill it comes
+            whole, without_kill = drill.reference(), 0
+            while kills > 0 and without_kill < 5:  # a run can end before the moment to kill it
                 of_this_run = min(kills, KILLS_PER_RUN)
                 before = counts.total()
                 problems = drill.survive(of_this_run) or differing(whole, drill.runs[-1])
@@ -211,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 wrong += problems
                 compared += 1
                 kills -= counts.total() - before
-                fruitless += counts.total() == before
+                without_kill += counts.total() == before
     minutes = (time.monotonic() - began) / 60
     stages = ", ".join(f"{stage} {counts[stage]}" for stage in STAGES if counts[stage])
     lost = sum("lost" in problem for problem in wrong)

@@ -11,11 +11,12 @@ import torch
 
 from litlab.training.throughput import SHOWN
 
-ELSEWHERE = ("run", "dirpath", "best_model_path", "kth_best_model_path", "last_model_path")  # names of places
+# what differs with the place of a run
+PLACES = ("run", "dirpath", "best_model_path", "kth_best_model_path", "last_model_path")
 
 
 def differing(one: Path, two: Path) -> list[str]:
-    """What differs between two run directories, each as a path into a file; empty if nothing does."""
+    """The differences between two run directories, each as a path into a file; empty if there is none."""
     found = []
     names = sorted({file.name for run in (one, two) for file in (run / "checkpoints").glob("*.ckpt")})
     for name in names:
@@ -26,15 +27,15 @@ def differing(one: Path, two: Path) -> list[str]:
         found += _differing(*contents, name)
     found += _differing(deterministic(one), deterministic(two), "metrics.csv")
     found += _differing(*((run / "config.yaml").read_text().splitlines() for run in (one, two)), "config.yaml")
-    scores = [
+    evaluations = [
         {split: {**result, "at": None} for split, result in json.loads((run / "eval.json").read_text()).items()}
         for run in (one, two)
     ]
-    found += _differing(*scores, "eval.json")
+    found += _differing(*evaluations, "eval.json")
     tables = [pyarrow.parquet.read_table(run / "predictions" / "val.parquet").to_pydict() for run in (one, two)]
     found += _differing(*tables, "predictions")
-    best = [json.loads((run / "run.json").read_text()) for run in (one, two)]
-    return found + [name for name in ("steps", "best", "status", "data_fingerprint") if best[0][name] != best[1][name]]
+    before, after = (json.loads((run / "run.json").read_text()) for run in (one, two))
+    return found + [name for name in ("steps", "best", "status", "data_fingerprint") if before[name] != after[name]]
 
 
 def deterministic(run: Path) -> list[list[str]]:
@@ -49,8 +50,8 @@ def _differing(one: Any, two: Any, place: str) -> list[str]:
     if type(one) is not type(two):
         return [f"{place}: {one!r:.60} and {two!r:.60}"]
     if isinstance(one, dict):
-        one, two = ({_anywhere(key): value for key, value in part.items()} for part in (one, two))
-        keys = [key for key in {**one, **two} if key not in ELSEWHERE]
+        one, two = ({_without_folder(key): value for key, value in part.items()} for part in (one, two))
+        keys = [key for key in {**one, **two} if key not in PLACES]
         return [line for key in keys for line in _differing(one.get(key), two.get(key), f"{place}/{key}")]
     if isinstance(one, list | tuple):
         if len(one) != len(two):
@@ -69,6 +70,6 @@ def _bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def _anywhere(key: Any) -> Any:
+def _without_folder(key: Any) -> Any:
     """A key that is a path, without its folder."""
     return Path(key).name if isinstance(key, str) and key.startswith("/") else key

@@ -1,17 +1,20 @@
 """What the repository promises about itself."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-from litlab.__main__ import COMMANDS
 from litlab.cli.lightning_cli import LitlabCLI
+from litlab.cli.main import COMMANDS
 
 PROJECT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((PROJECT / "configs").rglob("*.yaml"))
+RECIPES = sorted(PROJECT.glob("recipes/*/configs/*.yaml"))
+CONFIGS = [*sorted((PROJECT / "configs").rglob("*.yaml")), *RECIPES]
+EXPERIMENTS = [*sorted((PROJECT / "configs/experiment").glob("*.yaml")), *RECIPES]
 README = (PROJECT / "README.md").read_text()
 
 
@@ -20,7 +23,7 @@ def test_every_value_in_a_yaml_has_a_comment(file: Path) -> None:
     bare = [
         line
         for line in file.read_text().splitlines()
-        if re.match(r"\s*(- )?[\w+]+:\s+\S", line) and " # " not in line and "class_path: litlab." not in line
+        if re.match(r"\s*(- )?[\w+]+:\s+\S", line) and " # " not in line and not re.search("class_path: (litlab|project|recipes)[.]", line)
         and not re.match(r"\s*- class_path: lightning.pytorch.loggers", line)
     ]  # fmt: skip
     assert bare == []
@@ -31,7 +34,7 @@ def test_every_yaml_begins_with_what_it_is_for(file: Path) -> None:
     assert file.read_text().startswith("# ")
 
 
-@pytest.mark.parametrize("file", sorted((PROJECT / "configs/experiment").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_every_experiment_parses_and_says_how_to_start_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
     assert f"make train EXP={file.stem}" in file.read_text()
@@ -50,18 +53,9 @@ def test_every_make_target_and_file_that_the_readme_names_exists() -> None:
         name for pair in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+) ?[A-Z`]", README, re.MULTILINE) for name in pair
     }
     assert named - {""} <= targets
-    for path in re.findall(r"`((?:configs|src|notebooks|tests)/[\w./]*)`", README):
+    for path in re.findall(r"`((?:configs|src|notebooks|tests|recipes)/[\w./]*)`", README):
         assert (PROJECT / path).exists(), path
     assert set(re.findall(r"bin/litlab (\w+)", README)) <= set(COMMANDS)
-
-
-def test_models_and_data_know_neither_each_other_nor_the_command_line() -> None:
-    for room, strangers in {
-        "models": "data|callbacks|cli|commands|training|loggers",
-        "data": "models|callbacks|cli|commands|training|loggers",
-    }.items():
-        for file in (PROJECT / "src/litlab" / room).glob("*.py"):
-            assert not re.search(rf"(from|import) litlab\.({strangers})\b", file.read_text()), file
 
 
 def test_every_dependency_is_pinned_in_the_constraints() -> None:
@@ -75,8 +69,14 @@ def test_every_dependency_is_pinned_in_the_constraints() -> None:
 
 
 def test_experiments_are_listed_in_the_readme() -> None:
-    for file in (PROJECT / "configs/experiment").glob("*.yaml"):
+    for file in EXPERIMENTS:
         assert f"`{file.stem}`" in README
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_make_train_finds_every_experiment(file: Path) -> None:
+    said = subprocess.run(["make", "-n", "train", f"EXP={file.stem}"], cwd=PROJECT, capture_output=True, text=True)
+    assert f"fit -c {file.relative_to(PROJECT)}" in said.stdout
 
 
 def test_yaml_files_are_mappings_of_known_sections() -> None:

@@ -49,7 +49,7 @@ class WandbServer:
         self.fails = True
 
     def hang(self) -> None:
-        """Accept connections, but do not answer any more."""
+        """Accept connections, but no longer answer."""
         self._answers.clear()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

@@ -230,7 +230,7 @@ def in_the_cache(content: bytes) -> Package:
 
 
 @examples(1200)
-@given(wheels(), members, st.data())
+@given(packed_wheels(), members, st.data())
 def test_members_of_wheels(wheel: tuple[dict[str, bytes], bytes], member: str, data: st.DataObject) -> None:
     files, content = wheel
     whole = data.draw(st.booleans())

@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import PROJECT, TESTS, small_project
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,13 +19,13 @@ from litlab.cli import messages, settings
 from litlab.cli.lightning_cli import LitlabCLI
 from litlab.errors import BadInput
 from litlab.files import cache_folder
+from litlab.runs.start import Request
 
 pytestmark = pytest.mark.fuzz
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-EXPERIMENT = "configs/experiment/mnist_mlp.yaml"
+EXPERIMENT = "configs/experiment/small.yaml"
 
-# --- what people write
+# --- what users write
 
 SCALARS = [
     "1", "0", "-1", "1.5", "1e-3", "4.0e-3", "null", "~", "true", "yes", "off", "abc", "'q'", '"\\0"', '"\\ud800"',
@@ -35,7 +35,7 @@ SCALARS = [
     "{a: {b: 1}}", "[1, 2]", "[a, {b: c}]", "{", "[", "}", "|", ">", "@x", "%x", "`", "é", "漢字", "\u2028", "\x1b[31m",
     "\ufeff", "\0", "a: b: c", "# none", "- 1", "? x", "\t", "x" * 3000, "[" * 2000, "{a: " * 400, "linear", "cosine",
     "auto", "cpu", "gpu", "ddp", "lightning.pytorch.callbacks.Timer", "EarlyStopping",
-    "project.models.mnist_mlp.MnistMLP", "project.data.mnist.MNIST", "litlab.nowhere.X", "builtins.int",
+    "small.model.SmallModel", "small.data.SmallData", "litlab.nowhere.X", "builtins.int",
     "builtins.dict", "os.path", "os.getcwd", ".a.B", "a..B", "litlab.errors.BadInput", "torch.nn.Linear",
     "collections.abc.Sized", "!!python/object/apply:os.mkdir [marker]", "!!python/name:os.system",
     "!!python/object/new:os.system [touch marker]",
@@ -81,7 +81,7 @@ laughs = st.integers(1, 40).map(
 
 @st.composite
 def edited(draw: st.DrawFn, files: st.SearchStrategy[str]) -> str:
-    """A real file in which one or two lines were changed, as a person does it."""
+    """A real file in which one or two lines were changed, as a user does it."""
     rows = draw(files).splitlines()
     for _ in range(draw(st.integers(1, 2))):
         place = draw(st.integers(0, len(rows) - 1))
@@ -101,7 +101,9 @@ def edited(draw: st.DrawFn, files: st.SearchStrategy[str]) -> str:
     return "\n".join(rows) + "\n"
 
 
-REAL = {file.stem: file.read_text() for file in sorted(CONFIGS.rglob("*.yaml"))}
+REAL = {
+    file.stem: file.read_text() for file in sorted([*PROJECT.glob("configs/**/*.yaml"), *TESTS.glob("small/*.yaml")])
+}
 
 
 def contents_like(files: list[str]) -> st.SearchStrategy[bytes]:
@@ -127,9 +129,8 @@ command_lines = st.lists(words.map(lambda word: word.replace("\0", "")), max_siz
 
 @pytest.fixture(scope="module")
 def project(room: Path) -> Iterator[Path]:
-    """A project as the current folder, with all of the real configuration."""
-    folder = room / "project"
-    shutil.copytree(CONFIGS, folder / "configs")
+    """A project as the current folder."""
+    folder = small_project(room / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
@@ -137,7 +138,7 @@ def project(room: Path) -> Iterator[Path]:
 
 # --- files
 
-LIST_LIKE = ("+", ".", "init_args")  # what a key can hold that is no name
+LIST_LIKE = ("+", ".", "init_args")  # what a key can hold that is not a name
 
 
 @examples(3500)
@@ -167,7 +168,7 @@ def test_configuration_files(project: Path, content: bytes) -> None:
 @examples(2000)
 @given(command_lines)
 def test_words_of_a_command_line(project: Path, arguments: list[str]) -> None:
-    def use() -> tuple[settings.Request, list[str], list[Path], messages.Settings]:
+    def use() -> tuple[Request, list[str], list[Path], messages.Settings]:
         request, rest = settings.take_request(arguments)
         files = settings.all_files(rest)
         return request, rest, files, messages.Settings(rest, files)
@@ -177,7 +178,7 @@ def test_words_of_a_command_line(project: Path, arguments: list[str]) -> None:
         return
     request, rest, files, found = result
     assert [word for word in rest if word.startswith(("--resume=", "--fork=", "--init="))] == []
-    assert (request == settings.Request()) == (rest == arguments)
+    assert (request == Request()) == (rest == arguments)
     assert files[0] == project / "configs" / "base.yaml" and all(file.is_file() for file in files)
     name, equals, value = "".join(rest[-1:]).removeprefix("--").partition("=")
     if equals and rest[-1].startswith("--"):
@@ -238,15 +239,15 @@ def test_what_the_parser_says(project: Path, message: str, name: str, word: str,
 
 # --- everything at once
 
-whole_numbers = st.integers(1, 10**6)
+integers = st.integers(1, 10**6)
 GOOD = {
-    "model.hidden": whole_numbers,
+    "model.hidden": integers,
     "model.warmup": st.floats(0, 1),
     "model.learning_rate": st.floats(1e-9, 1e9),
     "model.schedule": st.sampled_from(["linear", "cosine", "exponential", "constant"]),
-    "data.batch_size": whole_numbers,
-    "data.source": st.sampled_from(["catalog", "a b", "~/x", "é", "C:\\x", "{x}", "'q'"]),
-    "trainer.max_epochs": whole_numbers,
+    "data.batch_size": integers,
+    "data.source": st.sampled_from(["examples", "a b", "~/x", "é", "C:\\x", "{x}", "'q'"]),
+    "trainer.max_epochs": integers,
     "trainer.gradient_clip_val": st.none() | st.floats(0, 1e9),
     "checkpoint.monitor": st.sampled_from(["val/loss", "a=b", "-"]),
     "seed_everything": st.integers(0, 2**32 - 1),

@@ -1,4 +1,4 @@
-"""Texts and labels from files of any content: tables, the checks of both text tasks, names of sources, docstrings."""
+"""Texts and labels from files of any content: readers, the checks of both text tasks, names of sources, docstrings."""
 
 import csv
 import datetime
@@ -22,14 +22,15 @@ from hypothesis import strategies as st
 from fuzz.inputs import BOM, ROUGH, damaged, filled_texts, texts
 from fuzz.outcomes import examples, outcome
 from litlab.data import token_cache
-from litlab.data.splits import Rows, open_source, read, read_splits
+from litlab.data.readers import open_source
+from litlab.data.splits import Rows, read, read_splits
 from litlab.errors import BadInput
 from litlab.files import cache_folder
 from litlab.sources import hub
 from litlab.sources.wheels import Package
-from project.data import docstrings
+from project.data import docstrings, summarization, text_classification
 from project.data.summarization import Summarization
-from project.data.text_classification import TextClassification, checked, encode
+from project.data.text_classification import TextClassification, check_labels, encode_labels
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.usefixtures("limited_memory")]
 
@@ -135,10 +136,12 @@ def as_another_reader_sees(path: Path) -> Pairs:
         table = pyarrow.parquet.read_table(path)
         return list(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True))
     content = path.read_bytes().decode("utf-8-sig")
-    if path.suffix == ".csv":
-        rows = csv.DictReader(io.StringIO(content, newline=""))
+    if path.suffix == ".jsonl":
+        rows = list(map(json.loads, content.removesuffix("\n").split("\n")))
     else:
-        rows = map(json.loads, content.removesuffix("\n").split("\n"))
+        limit = csv.field_size_limit(2**31 - 1)
+        rows = list(csv.DictReader(io.StringIO(content, newline="")))
+        csv.field_size_limit(limit)
     return [(row["text"], row["label"]) for row in rows]
 
 
@@ -200,7 +203,7 @@ def test_json_nested_to_any_depth(room: Path, column: str, depth: int, brackets:
     path = emptied(room) / "a.jsonl"
     nested = brackets[:-1] * depth + "1" + brackets[-1] * depth
     path.write_text(json.dumps({"text": "a", "label": "a", column: None}).replace("null", nested))
-    rows, refusal = outcome(lambda: checked(rows_in(path), "label"), room, str(path))
+    rows, refusal = outcome(lambda: check_labels(rows_in(path), "label"), room, str(path))
     assert rows is None and "row 1" in refusal
 
 
@@ -294,11 +297,11 @@ def test_folders_of_splits(room: Path, data: st.DataObject) -> None:
     def use() -> tuple[dict[str, Rows], Any, list[str], dict[str, np.ndarray]]:
         splits, meta = read_splits(
             open_source(str(folder)),
-            lambda table: checked(read(table, TEXT, LABEL), "label"),
+            lambda table: check_labels(read(table, TEXT, LABEL), "label"),
             {"validation": validation, "test": test},
             compared=1,
         )
-        return splits, meta, *encode(splits, "label")
+        return splits, meta, *encode_labels(splits, "label")
 
     result, refusal = outcome(use, room, str(folder))
     if refusal:
@@ -306,11 +309,11 @@ def test_folders_of_splits(room: Path, data: st.DataObject) -> None:
     splits, meta, classes, targets = result
     assert list(splits) == ["train", "validation", "test"] == list(targets)
     for name, rows in splits.items():
-        pairs = written[rows.place]
+        pairs = written[rows.name]
         assert meta["examples"][name] == len(rows) > 0
         assert pairs_of(rows) == [pairs[row] for row in rows.ids]
         assert [classes[number] for number in targets[name]] == rows.labels
-    held_out = [name for name in ("validation", "test") if splits[name].place == splits["train"].place]
+    held_out = [name for name in ("validation", "test") if splits[name].name == splits["train"].name]
     if held_out and not (validation == "train" or test == "train"):
         found = [
             {" ".join(pair[0].casefold().split()) for pair in pairs_of(splits[name])} for name in ("train", *held_out)
@@ -342,10 +345,10 @@ def test_labels_of_any_type(room: Path, lists: tuple[list, list], class_names: l
 
     def use() -> tuple[dict[str, Rows], list[str], dict[str, np.ndarray]]:
         splits = {
-            name: checked(split(f"here, {name}", values), "label")
+            name: check_labels(split(f"here, {name}", values), "label")
             for name, values in zip(("train", "test"), lists, strict=True)
         }
-        return splits, *encode(splits, "label")
+        return splits, *encode_labels(splits, "label")
 
     result, refusal = outcome(use, emptied(room), "here")
     if refusal:
@@ -379,8 +382,9 @@ names_of_sources = st.one_of(
 @examples(1500)
 @given(names_of_sources)
 def test_names_of_sources(room: Path, name: str) -> None:
-    source, _ = outcome(lambda: open_source(name), emptied(room))
-    if source and not os.path.exists(os.path.expanduser(name)) and name not in ("rotten_tomatoes", "docstrings"):
+    known = {**text_classification.KNOWN, **summarization.KNOWN}
+    source, _ = outcome(lambda: open_source(name, known=known), emptied(room))
+    if source and not os.path.exists(os.path.expanduser(name)) and name not in known:
         assert hub.is_id(name)
         repository, revision = hub.parse_id(name)
         assert hub.is_id(repository) and "@" not in repository

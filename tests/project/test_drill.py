@@ -4,14 +4,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import TESTS
 
 
 @pytest.mark.network
 def test_six_kills_lose_no_run_and_change_no_bit() -> None:
-    command = [sys.executable, str(Path(__file__).with_name("drill.py")), "--kills=6", "--experiments=mnist_mlp"]
+    command = [sys.executable, str(TESTS / "drill.py"), "--kills=6", "--experiments=mnist_mlp"]
     outcome = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=400)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     last = outcome.stdout.splitlines()[-1]

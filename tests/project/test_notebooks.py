@@ -1,4 +1,4 @@
-"""The notebook reads a real run, and is committed without what it showed."""
+"""The notebook reads a run, and is committed without outputs."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import ipykernel.kernelspec
 import nbformat
 import pytest
-from conftest import PROJECT, Command
+from conftest import PROJECT
+from in_process import fit
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
@@ -16,7 +17,8 @@ NOTEBOOK = PROJECT / "notebooks" / "read_a_run.ipynb"
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Makes the kernel python3 the interpreter of the tests, whatever kernels are installed."""
+    """Makes the kernel python3 the interpreter of the tests, whatever kernels are installed; turns W&B off."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
     ipykernel.kernelspec.install(prefix=str(tmp_path))
 
@@ -25,10 +27,9 @@ def figures(cell: NotebookNode) -> int:
     return sum("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
-def test_the_notebook_reads_a_run(litlab: Command, project: Path, kernel: None) -> None:
+def test_the_notebook_reads_a_run(inside: Path, project: Path, kernel: None) -> None:
     weak = ("--trainer.max_epochs=1", "--trainer.log_every_n_steps=5", "--model.learning_rate=1e-4")
-    trained = litlab("fit", "-c", "configs/experiment/mnist_mlp.yaml", *weak)
-    assert trained.returncode == 0, trained.stderr
+    fit("-c", "configs/experiment/mnist_mlp.yaml", *weak)
     (project / "notebooks").mkdir()
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -52,7 +53,7 @@ def test_the_notebook_reads_a_run(litlab: Command, project: Path, kernel: None) 
 
 @pytest.mark.parametrize("experiment", ["bert_cls", "t5_sum"])
 def test_the_notebook_shows_the_texts_of_a_run(
-    experiment: str, litlab: Command, project: Path, kernel: None, tiny_bert: Path
+    experiment: str, inside: Path, project: Path, kernel: None, tiny_bert: Path
 ) -> None:
     texts = [
         f"the {color} {animal} in house {number}"
@@ -79,8 +80,7 @@ def test_the_notebook_shows_the_texts_of_a_run(
         "--trainer.log_every_n_steps=1",
         "--trainer.logger=false",
     )
-    trained = litlab("fit", "-c", f"configs/experiment/{experiment}.yaml", *options, *model[experiment])
-    assert trained.returncode == 0, trained.stderr
+    fit("-c", f"configs/experiment/{experiment}.yaml", *options, *model[experiment])
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(project)}}

@@ -53,7 +53,7 @@ def folder_of(name: str) -> Path:
     if name in CATALOG:
         return _from_catalog(name)
     # as the project is found: in the current folder, then in those above it, up to the one with configs/
-    for start in (Path.cwd(), *Path.cwd().parents):
+    for start in (Path(), *Path.cwd().parents):
         folder = start / Path(name).expanduser()
         if folder.is_dir():
             return folder

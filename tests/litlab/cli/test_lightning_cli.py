@@ -10,7 +10,7 @@ from litlab.cli.settings import runs_folder
 from litlab.errors import BadInput
 from litlab.files import cache_folder
 
-EXPERIMENT = "configs/experiment/mnist_mlp.yaml"
+EXPERIMENT = "configs/experiment/small.yaml"
 
 
 def test_later_layers_win_and_lists_can_be_extended(inside: Path) -> None:
@@ -29,6 +29,11 @@ def test_classes_and_seed_follow_the_data_and_the_run(inside: Path) -> None:
     cli = LitlabCLI(["-c", EXPERIMENT, "--seed_everything=5"])
     assert cli.model.num_classes == cli.datamodule.num_classes == 10
     assert cli.datamodule.seed == 5
+
+
+def test_the_tokenizer_follows_the_pretrained_model(inside: Path) -> None:
+    cli = LitlabCLI(["-c", "configs/experiment/speller.yaml", "--model.pretrained=german"])
+    assert cli.datamodule.tokenizer == cli.model.pretrained == "german"
 
 
 def test_a_users_own_model_and_data_need_neither_seed_nor_classes(inside: Path, monkeypatch) -> None:
@@ -86,7 +91,7 @@ def test_a_first_file_that_cannot_be_looked_at_is_one_sentence(name: str, inside
         LitlabCLI(["-c", name])
 
 
-def test_the_home_of_nobody_is_a_folder_of_that_name(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_of_an_unknown_user_is_a_folder_of_that_name(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITLAB_RUNS", "~nobody-here/a")
     monkeypatch.setenv("LITLAB_CACHE", "~nobody-here/a")
     assert runs_folder([]) == cache_folder() == inside / "~nobody-here/a"

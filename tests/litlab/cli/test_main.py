@@ -14,7 +14,7 @@ def test_help_is_a_table_of_commands() -> None:
 
 def test_help_imports_neither_torch_nor_lightning() -> None:
     script = (
-        "import sys; sys.argv = ['litlab', '--help']; from litlab.__main__ import main; main(); print(*sys.modules)"
+        "import sys; sys.argv = ['litlab', '--help']; from litlab.cli.main import main; main(); print(*sys.modules)"
     )
     modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "lightning", "transformers", "numpy", "yaml"} & set(modules)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litlab.data.batches import WINDOW, EvaluationBatches, TrainingBatches, by_length, shuffled
+from litlab.data.batches import LENGTH_SORT_WINDOW, EvaluationBatches, Ragged, TrainingBatches, by_length, shuffled
 from litlab.errors import BadInput
 
 
@@ -76,8 +76,8 @@ def test_batches_by_length_are_windows_of_a_permutation_sorted_and_shuffled(size
     for epoch in (0, 1, 0):
         random = np.random.default_rng([3, epoch])
         order, expected = random.permutation(size).tolist(), []
-        for start in range(0, size, WINDOW * batch_size):
-            window = sorted(order[start : start + WINDOW * batch_size], key=lambda row: lengths[row])
+        for start in range(0, size, LENGTH_SORT_WINDOW * batch_size):
+            window = sorted(order[start : start + LENGTH_SORT_WINDOW * batch_size], key=lambda row: lengths[row])
             expected += [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
         expected = [expected[number] for number in random.permutation(len(expected))]
         assert [batch.tolist() for batch in plan(epoch)] == expected
@@ -120,8 +120,8 @@ def test_batches_by_two_lengths_pad_few_targets_and_hardly_more_texts():
 
 
 def test_with_equal_lengths_batches_by_length_mix_all_examples():
-    batches = by_length(np.full(4 * WINDOW * 4, 7), 4, seed=0)(0)
-    assert np.mean([batch.max() - batch.min() for batch in batches]) > WINDOW * 4
+    batches = by_length(np.full(4 * LENGTH_SORT_WINDOW * 4, 7), 4, seed=0)(0)
+    assert np.mean([batch.max() - batch.min() for batch in batches]) > LENGTH_SORT_WINDOW * 4
 
 
 TOKENS = np.random.default_rng(1).integers(1, 30, 70)  # of each example's target
@@ -206,3 +206,24 @@ def test_evaluation_shows_each_example_once_in_equally_many_steps(size, batch_si
     assert sorted(id for share in shares for batch in share for id in batch["id"]) == list(range(size))
     assert len({len(share) for share in shares}) == 1
     assert all(batch["id"] for share in shares for batch in share)
+
+
+def ragged(sequences) -> Ragged:
+    offsets = np.cumsum([0, *map(len, sequences)])
+    return Ragged(np.array([value for sequence in sequences for value in sequence], np.int32), offsets)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_padding_equals_a_loop_over_the_sequences(data) -> None:
+    sequences = data.draw(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=6), min_size=1, max_size=12))
+    rows = data.draw(st.lists(st.integers(0, len(sequences) - 1), min_size=1, max_size=9))
+    fill = data.draw(st.sampled_from([0, -100, 7]))
+    multiple = data.draw(st.integers(1, 5))
+    batch, real = ragged(sequences).padded(np.array(rows), fill, multiple)
+    length = max(len(sequences[row]) for row in rows)
+    while length % multiple and length < max(map(len, sequences)):
+        length += 1
+    assert batch.tolist() == [sequences[row] + [fill] * (length - len(sequences[row])) for row in rows]
+    assert real.tolist() == [[place < len(sequences[row]) for place in range(length)] for row in rows]
+    assert batch.dtype.is_signed and batch.element_size() == 8

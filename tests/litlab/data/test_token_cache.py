@@ -15,9 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from litlab.data import token_cache
+from litlab.data.batches import Split
 from litlab.data.token_cache import (
-    Ragged,
-    Split,
     SplitWriter,
     cached,
     fingerprint,
@@ -36,27 +35,6 @@ def column(texts) -> pyarrow.ChunkedArray:
     return pyarrow.chunked_array([texts], pyarrow.string())
 
 
-def ragged(sequences) -> Ragged:
-    offsets = np.cumsum([0, *map(len, sequences)])
-    return Ragged(np.array([value for sequence in sequences for value in sequence], np.int32), offsets)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_padding_equals_a_loop_over_the_sequences(data) -> None:
-    sequences = data.draw(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=6), min_size=1, max_size=12))
-    rows = data.draw(st.lists(st.integers(0, len(sequences) - 1), min_size=1, max_size=9))
-    fill = data.draw(st.sampled_from([0, -100, 7]))
-    multiple = data.draw(st.integers(1, 5))
-    batch, real = ragged(sequences).padded(np.array(rows), fill, multiple)
-    length = max(len(sequences[row]) for row in rows)
-    while length % multiple and length < max(map(len, sequences)):
-        length += 1
-    assert batch.tolist() == [sequences[row] + [fill] * (length - len(sequences[row])) for row in rows]
-    assert real.tolist() == [[place < len(sequences[row]) for place in range(length)] for row in rows]
-    assert batch.dtype.is_signed and batch.element_size() == 8
-
-
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.text(max_size=20), min_size=1, max_size=30), size=st.integers(1, 7))
 def test_texts_on_disk_are_the_same_texts(texts, size, tmp_path_factory) -> None:
@@ -66,7 +44,8 @@ def test_texts_on_disk_are_the_same_texts(texts, size, tmp_path_factory) -> None
     parts = [pyarrow.array(texts[start : start + size]) for start in range(0, len(texts), size)]
     SplitWriter(folder).texts("target", [pyarrow.chunked_array(parts)])
     read = Split(folder).ragged("target")
-    assert [read.text(row) for row in range(len(texts))] == texts
+    assert read.texts(np.arange(len(texts))) == texts
+    assert read.texts(np.array([len(texts) - 1, 0])) == [texts[-1], texts[0]]
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "int64", "float32"])

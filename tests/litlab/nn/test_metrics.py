@@ -10,7 +10,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 from torchmetrics.text.rouge import ROUGEScore
 
-from litlab.nn.metrics import ClassificationScores, SummarizationScores, rouge_scorer, split_sentences
+from litlab.nn.metrics import ClassificationMetrics, SummarizationMetrics, rouge_scorer, split_sentences
 
 WORDS = [
     "the",
@@ -69,7 +69,7 @@ def test_the_classification_scores_are_those_of_scikit_learn(
     classes: int, size: int, seed: int, levels: int, batch: int
 ) -> None:
     logits, target = random_logits(classes, size, seed, levels)
-    scores = ClassificationScores(classes, "val/")
+    scores = ClassificationMetrics(classes, "val/")
     for part, labels in zip(logits.split(batch), target.split(batch), strict=True):
         scores.update(part, labels)
     probabilities, prediction = logits.softmax(1).numpy(), logits.argmax(1).numpy()
@@ -93,7 +93,7 @@ def test_the_classification_scores_are_those_of_scikit_learn(
 
 
 def test_the_second_of_two_classes_is_the_positive_one() -> None:
-    scores = ClassificationScores(2, "")
+    scores = ClassificationMetrics(2, "")
     scores.update(torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 0, 0]))
     assert numbers(scores.compute()) == pytest.approx(
         {"accuracy": 2 / 3, "precision": 1 / 2, "recall": 1, "f1": 2 / 3, "roc_auc": 3 / 4}
@@ -101,7 +101,7 @@ def test_the_second_of_two_classes_is_the_positive_one() -> None:
 
 
 def test_a_reset_classification_score_begins_again() -> None:
-    scores = ClassificationScores(3, "")
+    scores = ClassificationMetrics(3, "")
     logits, target = random_logits(3, 20, 0, 1000)
     scores.update(logits, (target + 1) % 3)
     scores.reset()
@@ -131,8 +131,8 @@ def summarization_batches(size: int, batch: int, seed: int) -> list[tuple]:
     ]
 
 
-def updated(batches: list[tuple]) -> SummarizationScores:
-    scores = SummarizationScores("val/")
+def updated(batches: list[tuple]) -> SummarizationMetrics:
+    scores = SummarizationMetrics("val/")
     for batch in batches:
         scores.update(*batch)
     return scores
@@ -182,7 +182,7 @@ def test_rouge_agrees_with_torchmetrics() -> None:
 
 def test_lsum_compares_sentences_that_share_a_line() -> None:
     """As one sentence, the swapped text shares only half of its longest common subsequence."""
-    scores = SummarizationScores("")
+    scores = SummarizationMetrics("")
     scores.update(["Dogs bark loudly. Cats sleep here."], ["Cats sleep here. Dogs bark loudly."], *lengths_of(1))
     result = numbers(scores.compute())
     assert result["rougeLsum"] == pytest.approx(1) and result["rougeL"] == pytest.approx(0.5)
@@ -222,7 +222,7 @@ def test_the_summarization_scores_of_two_processes_are_those_of_one() -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_classification_scores_of_two_processes_are_those_of_one(classes: int) -> None:
     logits, target = random_logits(classes, 40, 9, 1000)
-    whole, *parts = (ClassificationScores(classes, "") for _ in range(3))
+    whole, *parts = (ClassificationMetrics(classes, "") for _ in range(3))
     whole.update(logits, target)
     for part, rows in zip(parts, (slice(0, 13), slice(13, None)), strict=True):
         part.update(logits[rows], target[rows])
@@ -260,9 +260,9 @@ def test_splitting_into_sentences_loses_nothing_but_white_space(text: str) -> No
 
 
 def test_a_class_that_the_split_lacks_does_not_lower_the_area_under_the_curve() -> None:
-    scores = ClassificationScores(3, "")
+    scores = ClassificationMetrics(3, "")
     scores.update(torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]]), torch.tensor([0, 1]))
     assert scores.compute()["roc_auc"] == 1.0
-    one_class = ClassificationScores(2, "")
+    one_class = ClassificationMetrics(2, "")
     one_class.update(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([1, 1]))
     assert one_class.compute()["roc_auc"].isnan()

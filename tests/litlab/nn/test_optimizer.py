@@ -1,7 +1,12 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+from small.model import SmallModel
 from torch import nn
 
 from litlab.nn.optimizer import RelativeAdamW, decay_groups, rate_at
@@ -83,3 +88,22 @@ def test_a_relative_optimizer_is_saved_and_restored_like_any_other() -> None:
     other = RelativeAdamW([nn.Parameter(torch.ones(2, 2))], lr=0.5, fused=True)
     other.load_state_dict(optimizer.state_dict())
     assert other.param_groups[0]["lr"] == 0.02 and other.state_dict()["state"][0]["step"] == 1
+
+
+class Slower(SmallModel):
+    """A subclass that passes on another learning rate than it was given."""
+
+    def __init__(self, learning_rate: float = 1e-2, **kwargs: Any) -> None:
+        super().__init__(learning_rate=learning_rate / 10, **kwargs)
+
+
+def test_the_value_that_reached_the_parent_is_used_and_not_the_subclass_s_hyper_parameter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Slower(schedule="constant", warmup=0.0)
+    module.configure_model()
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    module.trainer = Trainer(accelerator="cpu", max_steps=10, **options)
+    monkeypatch.setattr(Trainer, "estimated_stepping_batches", 10)
+    optimizer: Any = module.configure_optimizers()["optimizer"]
+    assert module.hparams["learning_rate"] == 1e-2 and optimizer.param_groups[0]["lr"] == 1e-3

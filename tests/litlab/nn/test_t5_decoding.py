@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from litlab.nn.t5_decoding import BeamCache, _recordings, fixed_shapes, greedy, sample
+from litlab.nn.t5_decoding import CACHE_ARGUMENT, BeamCache, _recordings, fixed_shapes, greedy, sample
 
 LIMIT = 24
 
@@ -47,11 +47,11 @@ def test_summaries_end_at_different_times_and_stay_padded() -> None:
 def test_several_summaries_of_a_text_are_those_of_as_many_equal_texts() -> None:
     model, count = network(), 5
     model.generation_config.eos_token_id = [1, *range(5, 15)]  # texts and summaries end at different times
-    chances = torch.rand(17 * count, LIMIT, generator=torch.Generator().manual_seed(2))
+    uniforms = torch.rand(17 * count, LIMIT, generator=torch.Generator().manual_seed(2))
     encoded, mask = model.encoder(**texts()).last_hidden_state, texts()["attention_mask"]
-    ours = sample(model, encoded, mask, chances)
+    ours = sample(model, encoded, mask, uniforms)
     assert torch.equal(
-        ours, sample(model, *(each.repeat_interleave(count, dim=0) for each in (encoded, mask)), chances)
+        ours, sample(model, *(each.repeat_interleave(count, dim=0) for each in (encoded, mask)), uniforms)
     )
     lengths = (ours != 0).sum(dim=1).view(17, count)
     assert len(lengths.unique()) > 5 and len(lengths.amax(dim=1).unique()) > 2 and (lengths != lengths[:, :1]).any()
@@ -103,7 +103,7 @@ def test_beam_search_needs_no_copies_of_what_is_remembered_of_the_texts(size: in
     model.generation_config.eos_token_id = [1, *range(5, 9)]
     settings = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": LIMIT, "no_repeat_ngram_size": size}
     theirs = model.generate(**texts(), **settings, do_sample=False)
-    assert torch.equal(model.generate(**texts(), **settings, do_sample=False, past_key_values=BeamCache()), theirs)
+    assert torch.equal(model.generate(**texts(), **settings, do_sample=False, **{CACHE_ARGUMENT: BeamCache()}), theirs)
     assert len(theirs.unique(dim=0)) > 40
 
 

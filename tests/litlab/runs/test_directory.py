@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from litlab.errors import BadInput
-from litlab.runs.directory import RunDirectory, find, new_run_id, rows
 from litlab.files import write_atomically
+from litlab.runs.directory import RunDirectory, find, new_run_id, rows
 
 
 def create(runs: Path, project: Path) -> RunDirectory:
-    run = RunDirectory.plan(runs, "mnist_mlp")
+    run = RunDirectory.plan(runs, "small")
     run.create("seed_everything: 0\n", {"status": "running"}, project)
     return run
 
@@ -25,7 +25,7 @@ def test_fifty_runs_started_at_once_have_fifty_directories(tmp_path: Path) -> No
     with ThreadPoolExecutor(50) as pool:
         made = list(pool.map(lambda _: create(tmp_path / "runs", tmp_path), range(50)))
     assert len({run.path for run in made}) == 50
-    assert sum(path.is_dir() and not path.is_symlink() for path in (tmp_path / "runs/mnist_mlp").iterdir()) == 50
+    assert sum(path.is_dir() and not path.is_symlink() for path in (tmp_path / "runs/small").iterdir()) == 50
     assert (tmp_path / "runs/latest/run.json").is_file()
     for run in made:
         run.release()
@@ -89,8 +89,8 @@ def test_find_knows_latest_experiments_ids_and_paths(tmp_path: Path) -> None:
     first, second = create(runs, tmp_path), create(runs, tmp_path)
     for reference, expected in (
         ("latest", second),
-        ("mnist_mlp", second),
-        ("mnist_mlp/latest", second),
+        ("small", second),
+        ("small/latest", second),
         (first.id, first),
         (str(first.path), first),
     ):
@@ -108,7 +108,7 @@ def test_a_run_that_is_discarded_leaves_nothing_and_latest_is_the_one_before(tmp
     for run, before in ((second, [first.path]), (first, [])):
         run.discard()
         run.release()
-        assert [path for path in runs.glob("mnist_mlp/2*")] == before
+        assert [path for path in runs.glob("small/2*")] == before
         assert [
             link.resolve() for link in (*runs.glob("latest"), *runs.glob("*/latest")) if link.is_symlink()
         ] == 2 * before

@@ -90,12 +90,21 @@ def test_a_folder_that_is_not_there_says_what_a_model_can_be(name: str) -> None:
     message = refusal(classifier, name)
     assert message.startswith(f"no model {name!r}: there is no such folder")
     assert "all-MiniLM-L6-v2" in message and "a Hub id" in message
+    assert message.endswith("is looked for in the current folder and in those above it, up to the project's.")
+
+
+def test_a_relative_path_is_looked_for_in_the_current_folder(bert: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bert.parents[1])
+    relative = f"{bert.parent.name}/{bert.name}"
+    assert folder_of(relative) == Path(relative) and classifier(relative).num_labels == 2
+    monkeypatch.chdir("/")
+    assert refusal(classifier, f"./{relative}").startswith(f"no model './{relative}': there is no such folder")
 
 
 def test_a_hub_id_without_a_network_says_what_works_offline() -> None:
-    """The Hub itself is in test_hub_experiments; here HF_HUB_OFFLINE is set, as everywhere in the tests."""
+    """HF_HUB_OFFLINE is set, as everywhere in the tests."""
     message = refusal(classifier, "no-such-owner/no-such-model")
-    assert "the model no-such-owner/no-such-model could not be had from the Hugging Face Hub" in message
+    assert "the model no-such-owner/no-such-model could not be downloaded from the Hugging Face Hub" in message
     assert "all-MiniLM-L6-v2" in message and "folder" in message
 
 
@@ -214,9 +223,8 @@ def test_a_head_for_another_number_of_classes_is_replaced(bert: Folder, capsys: 
     BertForSequenceClassification.from_pretrained(bert, num_labels=5).save_pretrained(bert)
     model = classifier(bert, 3)
     assert model.num_labels == 3 and model.classifier.weight.shape == (3, 32)
-    assert (
-        capsys.readouterr().err == "new weights in BertForSequenceClassification: classifier.bias, classifier.weight\n"
-    )
+    lines = [line for line in capsys.readouterr().err.splitlines() if "new weights" in line]
+    assert lines == ["new weights in BertForSequenceClassification: classifier.bias, classifier.weight"]
 
 
 def test_code_that_comes_with_a_model_is_not_run(bert: Folder) -> None:
@@ -290,35 +298,3 @@ def test_the_longest_sequence_of_a_roberta_leaves_out_the_positions_it_never_use
     change(bert / "config.json", model_type="roberta", max_position_embeddings=66, pad_token_id=0)
     tokenizer = load_tokenizer_of(bert)
     assert sequence_limit(str(bert), tokenizer, None) == 66 - (0 + 1)
-
-
-@pytest.mark.parametrize("name", pretrained.SHIPPED)
-def test_a_shipped_model_is_whole_small_and_described(name: str) -> None:
-    folder = folder_of(name)
-    files = {file.name: file.stat().st_size for file in folder.iterdir()}
-    assert sum(files.values()) <= 30_000_000
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= set(files)
-    card = (folder / "README.md").read_text().lower()
-    for word in ("licence", "command", "commit", "tokens", "hardware", "hours", "loss", "limits"):
-        assert word in card, word
-
-
-def test_the_shipped_t5_says_what_a_text_is_about() -> None:
-    model, tokenizer = summarizer("t5-documentation").eval(), load_tokenizer("t5-documentation")
-    pairs = {
-        "Return the number of rows in the table.": "Rows that were deleted are not counted. If the table is empty, "
-        "zero is returned. The number is read from the header, so that the table itself is not scanned.",
-        "Delete the specified user account.": "The account cannot be restored after it was deleted, and all of its "
-        "keys are revoked. You must have the permission to manage users in order to call this operation.",
-        "Plot a histogram of the data.": "The values are divided into bins of equal width, and the height of each bar "
-        "shows how many of them fall into a bin. The figure is drawn on the current axes.",
-    }
-
-    def loss(text: str, summary: str) -> float:
-        inputs, labels = (tokenizer(part, return_tensors="pt").input_ids for part in (text, summary))
-        with torch.no_grad():
-            return float(model(input_ids=inputs, labels=labels).loss)
-
-    for summary, text in pairs.items():
-        others = [other for other in pairs.values() if other != text]
-        assert loss(text, summary) < min(loss(other, summary) for other in others) - 0.1

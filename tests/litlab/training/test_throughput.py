@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from in_process import fit
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import DataLoader, TensorDataset
 
-from litlab.__main__ import run as run_command
 from litlab.data.batches import TrainingBatches, shuffled
 from litlab.runs.directory import rows
+from litlab.training import throughput
 from litlab.training.checkpoints import LastCheckpoint
-from litlab.training.fit import throughput
+from litlab.training.interrupts import Interrupts
 from litlab.training.loggers import MetricsCsv
 from litlab.training.loops import FitLoop
+from litlab.training.progress_bar import ProgressBar
 from litlab.training.throughput import SHOWN, Throughput
-from litlab.training.training_log import ProgressBar
 
 READ, STEP, FIRST_STEP, OTHER = 1.0, 3.0, 500.0, 1000.0  # seconds
 
@@ -51,7 +52,7 @@ def nothing_compiled() -> None:
 
 
 class Slow(LightningModule):
-    """Each step takes three seconds, the first one longer; what is no training takes very long."""
+    """Each step takes three seconds, the first one longer; a validation takes very long."""
 
     def __init__(self, clock: Clock, network: nn.Module | None = None) -> None:
         super().__init__()
@@ -85,19 +86,19 @@ def train(
     folder: Path, module: LightningModule, loader: Any, callback: Throughput | None = None, **options: Any
 ) -> list[dict[str, float]]:
     """Train with litlab's loops; the rows of metrics.csv that tell of the speed."""
-    keeper = LastCheckpoint(every_minutes=1e-9)
-    keeper.path = folder / "last.ckpt"
+    last_checkpoint = LastCheckpoint(every_minutes=1e-9)
     disk = [SlowDisk(module.clock)] if isinstance(module, Slow) else []
     trainer = Trainer(
         accelerator="cpu",
         logger=MetricsCsv(folder),
-        callbacks=[callback or Throughput(), *disk, keeper],
+        callbacks=[callback or Throughput(), *disk, last_checkpoint],
+        default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **{"max_epochs": 1, "log_every_n_steps": 2, **options},
     )
-    trainer.fit_loop = FitLoop(trainer, keeper)
+    trainer.fit_loop = FitLoop(trainer, last_checkpoint, Interrupts())
     trainer.fit(module, loader, val_dataloaders=DataLoader(TensorDataset(torch.ones(2, 1))))
     return [row for row in rows(folder) if "train/peak_memory_gb" in row]
 
@@ -188,8 +189,8 @@ def test_the_examples_of_any_batch_are_counted_or_left_out(
 
 def test_what_is_not_known_is_not_logged(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert run_command("fit", ["-c", "configs/experiment/mnist_mlp.yaml", "--trainer.log_every_n_steps=4"]) == 0
-    logged = [row for row in rows(Path("runs/latest").resolve()) if SHOWN.keys() & row.keys()]
+    directory = fit("-c", "configs/experiment/small.yaml", "--trainer.log_every_n_steps=4")
+    logged = [row for row in rows(directory.path) if SHOWN.keys() & row.keys()]
     known = {"train/examples_per_second", "train/data_wait_share", "train/peak_memory_gb"}
     assert all(SHOWN.keys() & row.keys() == known for row in logged)
     assert [row["step"] for row in logged] == list(range(3, 32, 4))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from litlab.data.readers import open_source
+from litlab.data.splits import read
 from litlab.errors import BadInput
 from litlab.files import cache_folder
 from litlab.sources.wheels import Package
@@ -176,6 +178,20 @@ def test_code_in_a_wheel_never_runs_and_broken_files_are_counted(
     assert "skipped 3 files" in capsys.readouterr().err
 
 
+def test_the_source_has_the_pairs_of_each_split(make_wheel: MakeWheel, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = make_wheel("theirs", {"a.py": function("copy", "Copy the visible part of a window.", SCREENS)})
+    ours = make_wheel("ours", {"b.py": function("tick", "Count one tick of the clock.", CLOCKS)})
+    monkeypatch.setattr(docstrings, "PACKAGES", {"train": [ours], "validation": [], "test": [theirs]})
+    source = open_source("docstrings", known={"docstrings": docstrings.source})
+    assert (source.name, source.key) == ("docstrings", docstrings.key())
+    tables = source.open()
+    assert list(tables) == ["train", "validation", "test"]
+    rows = read(tables["test"], {"data.text": "text", "data.summary": "summary"})
+    assert [column.to_pylist() for column in rows.texts] == [[SCREENS], ["Copy the visible part of a window."]]
+    with pytest.raises(BadInput, match=r"^docstrings, split validation has no rows"):
+        read(tables["validation"], {"data.text": "text"})
+
+
 def test_a_second_call_reads_the_cache(make_wheel: MakeWheel, monkeypatch: pytest.MonkeyPatch) -> None:
     package = make_wheel("sea", {"sea.py": function("tick", "Count one tick of the clock.", CLOCKS)})
     monkeypatch.setattr(docstrings, "PACKAGES", {"train": [package]})
@@ -200,8 +216,10 @@ def test_the_pairs_do_not_depend_on_the_order_of_sets(make_wheel: MakeWheel) -> 
     code = "".join(function(f"f{n}", f"Say what number {n} is about.", text) for n, text in enumerate(texts))
     package = make_wheel("sea", {"z.py": code, "a.py": code.replace("about", "for")})
     script = (
-        "from litlab.data import catalog, docstrings\n"
-        f"docstrings.PACKAGES = {{'train': [catalog.{package!r}]}}\n"
+        "from litlab.files import cache_folder\n"
+        "from litlab.sources.wheels import Package\n"
+        "from project.data import docstrings\n"
+        f"docstrings.PACKAGES = {{'train': [{package!r}]}}\n"
         "print(docstrings.table().to_pylist())\n"
         "(cache_folder() / 'docstrings' / f'{docstrings.key()}.parquet').unlink()\n"
     )

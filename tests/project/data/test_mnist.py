@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +71,13 @@ def test_a_trainer_on_the_cpu_changes_nothing(idx_folder: Path) -> None:
     for one, other in zip(alone.train_dataloader(), trained.train_dataloader(), strict=True):
         assert all(torch.equal(one[name], other[name]) for name in ("id", "image", "target"))
     assert trained.images["train"] is pixels
+
+
+def test_no_more_of_transformers_is_imported_than_lightning_does_itself() -> None:
+    code = (
+        "import sys, lightning.pytorch; before = set(sys.modules)\n"
+        "import litlab.sources.hub, litlab.sources.wheels, project.data.mnist\n"
+        "more = {name for name in set(sys.modules) - before if name.split('.')[0] in ('transformers', 'datasets')}\n"
+        "assert not more, more"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

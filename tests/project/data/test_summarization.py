@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from litlab.data import token_cache
 from litlab.errors import BadInput
 from litlab.files import cache_folder
+from project.data import summarization
 from project.data.summarization import Summarization
 
 VOCABULARY = "the a film movie plot story actor good great fine bad poor dull not very too größer 漢字 tree's red 12"
@@ -195,8 +196,8 @@ def test_a_cached_source_is_not_read_again(pretrained, file: Path, tiny_t5: Path
     def never(*arguments):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(tables, "read", never)
-    monkeypatch.setattr(tokens, "train_tokenizer", never)
+    monkeypatch.setattr(summarization, "read", never)
+    monkeypatch.setattr(token_cache, "train_tokenizer", never)
     again = opened(file, tokenizer, seed=1)
     assert (again.fingerprint, again.description, again.vocab_size) == (
         first.fingerprint,
@@ -217,7 +218,11 @@ def test_a_cached_source_is_not_read_again(pretrained, file: Path, tiny_t5: Path
     ("row", "options", "expected"),
     [
         ({"summary": ""}, {}, r"a\.jsonl, row 3: column 'summary' is empty; fill it in or delete the row\."),
-        ({"summary": 7}, {}, r"a\.jsonl, row 3: column 'summary' holds 7, which is no text; put it between quotes\."),
+        (
+            {"summary": 7},
+            {},
+            r"a\.jsonl, row 3: column 'summary' holds 7, which is not a text; put it between quotes\.",
+        ),
         (
             {},
             {"summary": "title"},
@@ -234,3 +239,11 @@ def test_rows_that_cannot_be_used_are_one_sentence(row, options, expected, tmp_p
         opened(tmp_path / "a.jsonl", **options)
     assert re.search(expected, str(caught.value)), caught.value
     assert [file for file in (cache_folder() / "tokens").glob("*") if file.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("name", ["./nothing", "rotten tomatoes"])
+def test_a_name_of_nothing_says_which_names_there_are(name: str) -> None:
+    with pytest.raises(
+        BadInput, match=r"there is no such file; .* a Hub id, or a name of the catalog \(docstrings\) is"
+    ):
+        opened(name)

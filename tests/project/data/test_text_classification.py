@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from litlab.data import splits, token_cache
+from litlab.data import token_cache
+from litlab.data.splits import Rows
 from litlab.errors import BadInput
 from litlab.files import cache_folder
-from project.data.text_classification import TextClassification, checked, encode
+from project.data import text_classification
+from project.data.text_classification import TextClassification, check_labels, encode_labels
 
 VOCABULARY = "the a film movie plot story actor good great fine bad poor dull not very too zebra cat's tree red 12"
 
@@ -158,7 +160,7 @@ def test_a_cached_source_is_not_read_again(file: Path, tiny_bert: Path, monkeypa
     def read(*arguments):
         raise AssertionError("read again")
 
-    monkeypatch.setattr(tables, "read", read)
+    monkeypatch.setattr(text_classification, "read", read)
     again = opened(file, tiny_bert, batch_size=8)
     assert again.fingerprint == first.fingerprint and again.description == first.description
     assert again.class_names == first.class_names
@@ -345,6 +347,47 @@ def complaint(source: Path | str, tokenizer: Path | str, **options) -> str:
     return message
 
 
+def test_half_a_surrogate_pair_in_a_label_is_one_sentence(tmp_path: Path, tiny_bert: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "\\udfff"}\n')
+    expected = r"a\.jsonl, row 2: column 'label' holds half a surrogate pair, which is not a character; remove it"
+    assert re.search(expected, complaint(tmp_path / "a.jsonl", tiny_bert))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"validation": "dev"},
+            r"^--data\.validation=dev: .* has no such split; it has train; a fraction between 0 and 1",
+        ),
+        (
+            {"test": "tset"},
+            r"^--data\.test=tset: .* has no such split; it has train; a fraction between 0 and 1 is held",
+        ),
+        ({"validation": 0.6, "test": 0.6}, r"holding out 0\.6 for validation and 0\.6 for test leaves none for train"),
+        ({"text": "review"}, r"has no column 'review': it has 'text', 'label'; name yours with --data\.text=\.\.\."),
+        ({"text_pair": "b"}, r"has no column 'b': it has 'text', 'label'; name yours with --data\.text_pair=\.\.\."),
+        ({"label": "class"}, r"has no column 'class': it has 'text', 'label'; name yours with --data\.label=\.\.\."),
+    ],
+)
+def test_an_option_that_does_not_fit_the_source_is_one_sentence(options, expected, file: Path, tiny_bert: Path) -> None:
+    message = complaint(file, tiny_bert, **options)
+    assert re.search(expected, message), message
+
+
+@pytest.mark.parametrize("name", ["./missing", "two words", "a/b/c"])
+def test_a_name_of_nothing_says_which_names_there_are(name: str, tiny_bert: Path) -> None:
+    expected = r"there is no such file; .* a Hub id, or a name of the catalog \(rotten_tomatoes\) is right\.$"
+    assert re.search(expected, complaint(name, tiny_bert))
+
+
+def test_the_hub_out_of_reach_is_one_sentence(tiny_bert: Path) -> None:
+    expected = (
+        r"owner/name@main could not be downloaded .*, or use a name of the catalog \(rotten_tomatoes\) or a local"
+    )
+    assert re.search(expected, complaint("owner/name", tiny_bert))
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_labels_that_cannot_be_used_are_one_sentence(case: str, tmp_path: Path, tiny_bert: Path) -> None:
     splits, expected = BAD[case]
@@ -411,10 +454,10 @@ def test_no_such_model_is_one_sentence(file: Path, tmp_path: Path) -> None:
 
 
 def test_rows_of_the_hub_without_a_label_are_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = splits.Rows("nli, split train", np.arange(4), [], [0, -1, 1, None], ["no", "yes"])
-    kept = checked(rows, "label")
+    rows = Rows("nli, split train", np.arange(4), [], [0, -1, 1, None], ["no", "yes"])
+    kept = check_labels(rows, "label")
     assert kept.labels == [0, 1] and kept.ids.tolist() == [0, 2]
     assert "nli, split train: 2 of 4 rows have no label and are left out" in capsys.readouterr().err
-    hidden = splits.Rows("nli, split test", np.arange(2), [], [-1, -1], ["no", "yes"])
+    hidden = Rows("nli, split test", np.arange(2), [], [-1, -1], ["no", "yes"])
     with pytest.raises(BadInput, match=r"^nli, split test, row 1: the label -1 is not in the training split"):
-        encode({"train": kept, "test": checked(hidden, "label")}, "label")
+        encode_labels({"train": kept, "test": check_labels(hidden, "label")}, "label")

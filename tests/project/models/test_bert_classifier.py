@@ -79,8 +79,8 @@ def test_label_smoothing_is_that_of_the_training_loss_only(tiny_bert: Path) -> N
     logits = model(data)
     smooth = 0.8 * F.cross_entropy(logits, data["target"]) - 0.2 * logits.log_softmax(1).mean()
     assert torch.allclose(model.training_step(data, 0), smooth, atol=1e-6)
-    model._evaluate(data, model.val_loss, model.val_scores)
-    assert torch.allclose(model.val_loss.compute(), F.cross_entropy(logits, data["target"]))
+    model._evaluate(data, "val")
+    assert torch.allclose(model.loss["val"].compute(), F.cross_entropy(logits, data["target"]))
 
 
 def test_padding_does_not_change_a_texts_logits(tiny_bert: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_summarizers import build, compare_slices, loader, trainer
 from torch import Tensor
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
@@ -12,7 +13,14 @@ from litlab.errors import BadInput
 from litlab.nn import fast_transformers
 from litlab.nn.metrics import rouge_scorer
 from project.models import t5_minimum_risk
-from project.models.t5_minimum_risk import chances_of, draw, expected_risk, least_risk, score
+from project.models.t5_minimum_risk import (
+    T5MinimumRisk,
+    draw,
+    expected_risk,
+    least_risk,
+    reward,
+    uniform_numbers,
+)
 from project.models.t5_summarizer import T5Summarizer
 
 WORDS = ("", "", "red", "blue", "old", "new")  # of the tokens; 0 is padding, 1 ends a summary
@@ -81,7 +89,7 @@ def test_summaries_are_drawn_with_the_networks_own_probabilities(network: Callab
         expected = log_likelihoods(made, some, summaries).exp()
     assert expected.sum(dim=1).tolist() == pytest.approx([1, 1], abs=1e-4), "nothing else can be drawn"
     torch.manual_seed(1)
-    drawn = draw(made, some["input_ids"], some["attention_mask"], torch.rand(2 * count, 2), whole=True)
+    drawn = draw(made, some["input_ids"], some["attention_mask"], torch.rand(2 * count, 2), unsharded=True)
     assert drawn.shape == (2 * count, 2)
     for text, rows in enumerate(drawn.split(count)):
         shares = torch.stack([(rows == summary.clamp(min=0)).all(dim=1).float().mean() for summary in summaries])
@@ -96,7 +104,9 @@ def test_the_loss_is_the_expected_risk_and_so_is_its_gradient(network: Callable[
     made, some = network(), batch()
     summaries = all_summaries()
     texts = decode(summaries)
-    scores = torch.cat([score(texts, [target]) for target in decode(some["labels"].clamp(min=0))])  # (texts, summaries)
+    scores = torch.cat(
+        [reward(texts, [target]) for target in decode(some["labels"].clamp(min=0))]
+    )  # (texts, summaries)
     probabilities = log_likelihoods(made, some, summaries).exp()
     exact = (probabilities * (1 - scores)).sum() / 5  # tokens of the two targets
     exact.backward()
@@ -105,7 +115,9 @@ def test_the_loss_is_the_expected_risk_and_so_is_its_gradient(network: Callable[
     torch.manual_seed(2)
     times = 20_000 // count
     many = {name: value.repeat(times, 1) for name, value in some.items() if name != "decode"} | {"decode": decode}
-    found = expected_risk(made, many, torch.rand(40_000, 2), likelihood=0.0, whole=True) / t5_minimum_risk.SCALE
+    found = (
+        expected_risk(made, many, torch.rand(40_000, 2), likelihood=0.0, unsharded=True) / t5_minimum_risk.RISK_SCALE
+    )
     found.backward()
     assert found.item() == pytest.approx(exact.item(), abs=0.005)
     exact_gradient = torch.cat([value.flatten() for value in expected.values()])
@@ -119,42 +131,42 @@ def test_the_loss_is_the_expected_risk_and_so_is_its_gradient(network: Callable[
 def test_with_a_share_of_one_the_loss_is_that_of_the_targets(network: Callable[[], Any]) -> None:
     made, some = network(), batch()
     usual = made(**{name: some[name] for name in ("input_ids", "attention_mask", "labels")}).loss
-    found = expected_risk(made, some, torch.rand(4, 4), likelihood=1.0, whole=True)
+    found = expected_risk(made, some, torch.rand(4, 4), likelihood=1.0, unsharded=True)
     assert found.item() == pytest.approx(usual.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_training_on_the_risk_alone_finds_the_targets(whole: bool) -> None:
+@pytest.mark.parametrize("unsharded", [True, False])
+def test_training_on_the_risk_alone_finds_the_targets(unsharded: bool) -> None:
     made, some = t5(), batch()
     torch.manual_seed(3)
     optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
     losses = []
     for _ in range(300):
-        loss = expected_risk(made, some, torch.rand(32, 4), likelihood=0.0, whole=whole)
+        loss = expected_risk(made, some, torch.rand(32, 4), likelihood=0.0, unsharded=unsharded)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] > 2 and max(losses[-10:]) < 0.8
-    texts = decode(draw(made, some["input_ids"], some["attention_mask"], torch.rand(200, 4), whole=whole))
+    texts = decode(draw(made, some["input_ids"], some["attention_mask"], torch.rand(200, 4), unsharded=unsharded))
     assert texts[:100].count("red blue") > 90 and texts[100:].count("old") > 90
 
 
 def test_what_is_drawn_of_a_text_depends_on_the_step_and_not_on_its_neighbours() -> None:
     made, some = t5(), batch()
-    chances = [chances_of(torch.tensor(ids), step, 50, 4) for ids, step in (([7, 9], 3), ([9], 3), ([9], 4))]
-    assert chances[0].min() >= 0 and chances[0].max() < 1 and abs(chances[0].mean() - 0.5) < 0.1
-    assert torch.equal(chances[0][50:], chances[1]) and not torch.equal(chances[1], chances[2])
-    both = draw(made, some["input_ids"], some["attention_mask"], chances[0], whole=True)
+    uniforms = [uniform_numbers(torch.tensor(ids), step, 50, 4) for ids, step in (([7, 9], 3), ([9], 3), ([9], 4))]
+    assert uniforms[0].min() >= 0 and uniforms[0].max() < 1 and abs(uniforms[0].mean() - 0.5) < 0.1
+    assert torch.equal(uniforms[0][50:], uniforms[1]) and not torch.equal(uniforms[1], uniforms[2])
+    both = draw(made, some["input_ids"], some["attention_mask"], uniforms[0], unsharded=True)
     alone = {name: some[name][1:, :2] for name in ("input_ids", "attention_mask")}
-    one = draw(made, alone["input_ids"], alone["attention_mask"], chances[1], whole=True)
+    one = draw(made, alone["input_ids"], alone["attention_mask"], uniforms[1], unsharded=True)
     assert torch.equal(both[50:], one) and len(one.unique(dim=0)) > 10
 
 
 def test_what_is_drawn_knows_no_dropout_and_training_goes_on_with_it() -> None:
-    made, some, chances = t5(dropout_rate=0.5), batch(), torch.rand(200, 4)
+    made, some, uniforms = t5(dropout_rate=0.5), batch(), torch.rand(200, 4)
     made.encoder.eval()  # as one that is frozen
-    drawn = [draw(made, some["input_ids"], some["attention_mask"], chances, whole=True) for _ in range(2)]
+    drawn = [draw(made, some["input_ids"], some["attention_mask"], uniforms, unsharded=True) for _ in range(2)]
     assert torch.equal(*drawn) and made.decoder.block[0].training and not made.encoder.block[0].training
 
 
@@ -167,10 +179,10 @@ def test_in_bfloat16_every_weight_has_its_gradient(network: Callable[[], Any]) -
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             torch.manual_seed(4)
             draw(
-                made, some["input_ids"], some["attention_mask"], torch.rand(4, 2), whole=True
+                made, some["input_ids"], some["attention_mask"], torch.rand(4, 2), unsharded=True
             )  # casts weights without gradients
-            patch.setattr(minimum_risk, "draw", lambda *arguments, rows=rows: rows)
-            loss = expected_risk(made, some, torch.rand(4, 2), likelihood=0.5, whole=True)
+            patch.setattr(t5_minimum_risk, "draw", lambda *arguments, rows=rows: rows)
+            loss = expected_risk(made, some, torch.rand(4, 2), likelihood=0.5, unsharded=True)
         loss.backward()
         gradients.append({name: p.grad for name, p in made.named_parameters() if p.requires_grad})
     assert all(value is not None for value in gradients[1].values())
@@ -182,13 +194,13 @@ def test_a_models_own_settings_of_generation_do_not_apply() -> None:
     made, some = bart(), batch()
     made.generation_config.suppress_tokens = [2, 3]
     made.generation_config.min_new_tokens = 3
-    drawn = draw(made, some["input_ids"], some["attention_mask"], torch.rand(400, 4), whole=True)
+    drawn = draw(made, some["input_ids"], some["attention_mask"], torch.rand(400, 4), unsharded=True)
     assert {2, 3} < set(drawn.flatten().tolist()) and (drawn[:, 0] == 1).any()
     assert made.generation_config.suppress_tokens == [2, 3]
 
 
-def test_scores_are_three_quarters_rouge_1_and_one_quarter_l() -> None:
-    found = score(["red old", "blue red", "new", "old new"], ["red blue", "new old"])
+def test_rewards_are_three_quarters_rouge_1_and_one_quarter_l() -> None:
+    found = reward(["red old", "blue red", "new", "old new"], ["red blue", "new old"])
     # red of "red blue" is one of two words both ways; of "blue red" both words, but one in order; F 2/3; both words, one in order
     assert found.tolist() == [pytest.approx([0.5, 0.875]), pytest.approx([2 / 3, 0.875])]
 
@@ -210,7 +222,7 @@ def test_the_least_risk_is_the_highest_mean_rouge_1() -> None:
     assert len({which % 4 for which in expected}) == 4
 
 
-def test_of_hypotheses_with_the_same_risk_the_likeliest_is_taken() -> None:
+def test_of_hypotheses_with_the_same_risk_the_most_probable_is_taken() -> None:
     assert least_risk(["红", "蓝", "blue red", "red blue"], ["红", "蓝", "red", "blue"], 2).tolist() == [0, 2]
 
 
@@ -221,21 +233,21 @@ def test_the_network_sees_few_widths() -> None:
         lambda module, inputs, named, output: widths.add(named["input_ids"].shape[1]), with_kwargs=True
     )
     for _ in range(10):
-        expected_risk(made, some, torch.rand(20, 10), likelihood=0.5, whole=True)
+        expected_risk(made, some, torch.rand(20, 10), likelihood=0.5, unsharded=True)
     assert widths == {4, 8, 10}
 
 
 def test_summaries_may_be_as_long_as_there_are_positions() -> None:
     made, some = bart(max_position_embeddings=6), batch()
     some["labels"] = torch.tensor([[2, 3, 2, 3, 2, 1], [4, 1, -100, -100, -100, -100]])
-    assert expected_risk(made, some, torch.rand(4, 6), likelihood=0.5, whole=True).isfinite()
+    assert expected_risk(made, some, torch.rand(4, 6), likelihood=0.5, unsharded=True).isfinite()
 
 
 def test_equal_summaries_have_nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     made, some = t5(), batch()
     rows = some["labels"].clamp(min=0).repeat_interleave(3, dim=0)
-    monkeypatch.setattr(minimum_risk, "draw", lambda *arguments: rows)
-    loss = expected_risk(made, some, torch.rand(6, 4), likelihood=0.0, whole=True)
+    monkeypatch.setattr(t5_minimum_risk, "draw", lambda *arguments: rows)
+    loss = expected_risk(made, some, torch.rand(6, 4), likelihood=0.0, unsharded=True)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-5)
     assert all(float(p.grad.abs().max()) < 1e-7 for p in made.parameters() if p.grad is not None)
@@ -243,4 +255,97 @@ def test_equal_summaries_have_nothing_to_learn_from(monkeypatch: pytest.MonkeyPa
 
 def test_one_summary_has_nothing_to_compare_with(tiny_t5: Path) -> None:
     with pytest.raises(BadInput, match=r"^model.risk_samples=1: one summary has no other to be better than; draw at"):
-        T5Summarizer(str(tiny_t5), risk_samples=1)
+        T5MinimumRisk(pretrained=str(tiny_t5), risk_samples=1)
+
+
+@pytest.mark.parametrize("kind", ["T5", "BART"])
+def test_the_hypothesis_that_agrees_with_what_is_drawn_is_taken(
+    folder: Path, tiny_t5: Path, tiny_bart: Path, kind: str
+) -> None:
+    pretrained, beams = {"T5": tiny_t5, "BART": tiny_bart}[kind], {"max_new_tokens": 8, "num_beams": 4}
+    model, data = build(folder, pretrained, T5MinimumRisk, mbr_samples=6, **beams)
+    plain, _ = build(folder, pretrained, **beams)
+    if kind == "BART":  # some words rather than any bytes
+        likely = 5 + 3 * torch.randn(140, generator=torch.Generator().manual_seed(0))
+        for one in (model, plain):
+            one.network.final_logits_bias[0, 260:] = likely
+    scorer, others = rouge_scorer(["rouge1"]), 0
+    for batch in loader(data):
+        found = model.generate(batch)
+        assert torch.equal(found, model.generate(batch))
+        torch.manual_seed(int(batch["id"][0]))  # which only BART uses
+        uniforms = uniform_numbers(batch["id"], 0, 6, 8)
+        drawn = batch["decode"](
+            draw(model.network, batch["input_ids"], batch["attention_mask"], uniforms, unsharded=True)
+        )
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        hypotheses = model.network.generate(**inputs, num_return_sequences=4, do_sample=False, **beams)[:, 1:]
+        for index, (row, first) in enumerate(zip(found, plain.generate(batch), strict=True)):
+            mine, theirs = batch["decode"](hypotheses[4 * index : 4 * index + 4]), drawn[6 * index : 6 * index + 6]
+            means = [round(sum(s["rouge1"].fmeasure for s in scorer(theirs, [one] * 6)), 9) for one in mine]
+            assert torch.equal(row, hypotheses[4 * index + means.index(max(means))])
+            others += row.tolist() != first.tolist()
+        assert batch["decode"](found) == model.predict_step(batch, 0)["text"]
+    assert others
+
+
+def test_while_it_trains_nothing_is_drawn_for_its_validation(
+    folder: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"max_new_tokens": 8, "num_beams": 4, "dropout": 0.0}
+    model, data = build(folder, tiny_t5, T5MinimumRisk, risk_samples=0, mbr_samples=6, **settings)
+    plain, _ = build(folder, tiny_t5, **settings)
+    drawn: list[int] = []
+    monkeypatch.setattr(t5_minimum_risk, "draw", lambda *given: drawn.append(len(given[1])) or draw(*given))
+    fits = [trainer(max_steps=1) for _ in range(2)]
+    for fit, one in zip(fits, (model, plain), strict=True):
+        fit.fit(one.train(), data)
+    losses = [float(fit.callback_metrics["val/loss"]) for fit in fits]
+    assert not drawn and losses[0] == losses[1]
+    trainer().validate(model, data, verbose=False)
+    assert sum(drawn) == 9
+
+
+def test_greedy_decoding_leaves_nothing_to_choose_from(tiny_t5: Path) -> None:
+    with pytest.raises(
+        BadInput, match=r"^model.mbr_samples=8: greedy decoding leaves nothing to choose from; set model.num"
+    ):
+        T5MinimumRisk(pretrained=str(tiny_t5), mbr_samples=8)
+
+
+@pytest.mark.parametrize("slices", [2, 5])
+def test_uneven_micro_batches_draw_what_the_whole_batch_draws(folder: Path, tiny_t5: Path, slices: int) -> None:
+    compare_slices(*build(folder, tiny_t5, T5MinimumRisk, max_new_tokens=6, risk_samples=2), slices)
+
+
+def test_the_first_steps_learn_the_targets_and_the_others_the_risk(folder: Path, tiny_t5: Path) -> None:
+    settings = {"max_new_tokens": 6, "learning_rate": 1e-9, "likelihood": 0.0}
+    losses = {}
+    for name, more in {
+        "targets": {"risk_samples": 0},
+        "both": {"risk_samples": 2, "risk_after": 0.5},
+        "risk": {"risk_samples": 2},
+    }.items():
+        model, data = build(folder, tiny_t5, T5MinimumRisk, **settings, **more)
+        log: list[float] = []
+        model.on_train_batch_end = lambda outputs, *unused, log=log: log.append(float(outputs["loss"]))
+        trainer(max_steps=4, max_epochs=-1, limit_val_batches=0).fit(model.train(), data)
+        losses[name] = log
+    assert losses["both"] == pytest.approx(losses["targets"][:2] + losses["risk"][2:], abs=1e-4)
+    assert min(abs(one - other) for one, other in zip(losses["targets"], losses["risk"], strict=True)) > 0.1
+
+
+def test_without_its_own_options_it_trains_and_writes_as_its_parent(folder: Path, tiny_t5: Path) -> None:
+    settings = {"max_new_tokens": 8, "num_beams": 4}
+    model, data = build(folder, tiny_t5, T5MinimumRisk, risk_samples=0, **settings)
+    plain, _ = build(folder, tiny_t5, **settings)
+    for batch in loader(data, "train"):
+        assert torch.equal(model.training_step(batch, 0), plain.training_step(batch, 0))
+        assert torch.equal(model.generate(batch), plain.generate(batch))
+
+
+def test_its_hyperparameters_are_its_own_and_those_of_its_parent(tiny_t5: Path) -> None:
+    model = T5MinimumRisk(pretrained=str(tiny_t5), num_beams=4, mbr_samples=3)
+    own = {"risk_samples": 4, "risk_after": 0.0, "likelihood": 0.1, "mbr_samples": 3}
+    inherited = T5Summarizer(pretrained=str(tiny_t5), num_beams=4).hparams
+    assert dict(model.hparams) == {**inherited, **own}

@@ -1,6 +1,4 @@
 import csv
-import random
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,45 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
-from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
+from small_summarizers import SIZE, build, compare_slices, loader, trainer
 
 from litlab.errors import BadInput
-from litlab.nn.metrics import rouge_scorer
 from project.data.summarization import Summarization
-from project.models import t5_summarizer
-from project.models.t5_minimum_risk import chances_of, draw
 from project.models.t5_summarizer import T5Summarizer
-
-WORDS = ("the", "plot", "of", "a", "good", "film", "was", "dull", "and", "its", "actor", "poor")
-SIZE = {"d_model": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts of 1 to 30 words with summaries of 1 to 12, in a training, a validation and a test file."""
-    folder, source = tmp_path_factory.mktemp("texts"), random.Random(0)
-    for split, size in (("train", 12), ("validation", 9), ("test", 5)):
-        with (folder / f"{split}.csv").open("w", newline="") as file:
-            rows = [[" ".join(source.choices(WORDS, k=source.randint(1, k))) for k in (30, 12)] for _ in range(size)]
-            csv.writer(file).writerows([["text", "summary"], *rows])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tiny_bart(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another encoder-decoder, with the tokenizer of the T5; its decoder begins with </s>, token 1."""
-    folder = tmp_path_factory.mktemp("tiny_bart")
-    for file in tiny_t5.glob("tokenizer*"):
-        shutil.copy(file, folder)
-    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 1}
-    config = BartConfig(vocab_size=400, d_model=16, max_position_embeddings=64, **layers, **heads, **special)
-    config.forced_eos_token_id = None
-    torch.manual_seed(0)
-    BartForConditionalGeneration(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(params=["pretrained T5", "new T5", "pretrained BART"])
@@ -56,29 +20,6 @@ def made(
     """A model and its data, with batches of 4 examples."""
     pretrained = {"pretrained T5": str(tiny_t5), "pretrained BART": str(tiny_bart), "new T5": None}[request.param]
     return build(folder, pretrained, max_new_tokens=6)
-
-
-def build(folder: Path, pretrained: Path | str | None, **settings: Any) -> tuple[T5Summarizer, Summarization]:
-    name = str(pretrained) if pretrained else None
-    data = Summarization(
-        str(folder), tokenizer=name, tokenizer_size=300, max_length=40, batch_size=12, evaluation_batch_size=4
-    )
-    torch.manual_seed(0)
-    model = T5Summarizer(name, vocab_size=data.vocab_size, **({} if name else SIZE), **settings)
-    model.configure_model()
-    return model.eval(), data
-
-
-def trainer(**settings: Any) -> Trainer:
-    off = dict.fromkeys(
-        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"), False
-    )
-    return Trainer(accelerator="cpu", devices=1, **{**off, **settings})
-
-
-def loader(data: Summarization, split: str = "validation") -> list[dict[str, Any]]:
-    data.setup()
-    return list({"validation": data.val_dataloader, "train": data.train_dataloader}[split]())
 
 
 def log_likelihoods(model: T5Summarizer, batch: dict[str, Any]) -> list[float]:
@@ -157,52 +98,6 @@ def test_beam_search_can_favour_the_tokens_of_the_text(folder: Path, tiny_t5: Pa
     assert padded and elsewhere
 
 
-@pytest.mark.parametrize("kind", ["T5", "BART"])
-def test_the_hypothesis_that_agrees_with_what_is_drawn_is_taken(
-    folder: Path, tiny_t5: Path, tiny_bart: Path, kind: str
-) -> None:
-    pretrained, beams = {"T5": tiny_t5, "BART": tiny_bart}[kind], {"max_new_tokens": 8, "num_beams": 4}
-    model, data = build(folder, pretrained, mbr_samples=6, **beams)
-    likeliest, _ = build(folder, pretrained, **beams)
-    if kind == "BART":  # some words rather than any bytes
-        likely = 5 + 3 * torch.randn(140, generator=torch.Generator().manual_seed(0))
-        for one in (model, likeliest):
-            one.network.final_logits_bias[0, 260:] = likely
-    scorer, others = rouge_scorer(["rouge1"]), 0
-    for batch in loader(data):
-        found = model.generate(batch)
-        assert torch.equal(found, model.generate(batch))
-        torch.manual_seed(int(batch["id"][0]))  # which only BART uses
-        chances = chances_of(batch["id"], 0, 6, 8)
-        drawn = batch["decode"](draw(model.network, batch["input_ids"], batch["attention_mask"], chances, whole=True))
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        hypotheses = model.network.generate(**inputs, num_return_sequences=4, do_sample=False, **beams)[:, 1:]
-        for index, (row, first) in enumerate(zip(found, likeliest.generate(batch), strict=True)):
-            mine, theirs = batch["decode"](hypotheses[4 * index : 4 * index + 4]), drawn[6 * index : 6 * index + 6]
-            means = [round(sum(s["rouge1"].fmeasure for s in scorer(theirs, [one] * 6)), 9) for one in mine]
-            assert torch.equal(row, hypotheses[4 * index + means.index(max(means))])
-            others += row.tolist() != first.tolist()
-        assert batch["decode"](found) == model.predict_step(batch, 0)["text"]
-    assert others
-
-
-def test_while_it_trains_nothing_is_drawn_for_its_validation(
-    folder: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = {"max_new_tokens": 8, "num_beams": 4, "dropout": 0.0}
-    model, data = build(folder, tiny_t5, mbr_samples=6, **settings)
-    likeliest, _ = build(folder, tiny_t5, **settings)
-    drawn: list[int] = []
-    monkeypatch.setattr(t5_summarizer, "draw", lambda *given: drawn.append(len(given[1])) or draw(*given))
-    fits = [trainer(max_steps=1) for _ in range(2)]
-    for fit, one in zip(fits, (model, likeliest), strict=True):
-        fit.fit(one.train(), data)
-    losses = [float(fit.callback_metrics["val/loss"]) for fit in fits]
-    assert not drawn and losses[0] == losses[1]
-    trainer().validate(model, data, verbose=False)
-    assert sum(drawn) == 9
-
-
 def test_the_settings_of_a_saved_models_cache_do_not_apply_to_beam_search(folder: Path, tiny_t5: Path) -> None:
     model, data = build(folder, tiny_t5, max_new_tokens=8, num_beams=4)
     batch = loader(data)[0]
@@ -210,13 +105,6 @@ def test_the_settings_of_a_saved_models_cache_do_not_apply_to_beam_search(folder
     model.network.generation_config.cache_implementation = "static"
     model.network.generation_config.use_cache = model.network.config.use_cache = False
     assert torch.equal(model.generate(batch), expected)
-
-
-def test_greedy_decoding_leaves_nothing_to_choose_from(tiny_t5: Path) -> None:
-    with pytest.raises(
-        BadInput, match=r"^model.mbr_samples=8: greedy decoding leaves nothing to choose from; set model.num"
-    ):
-        T5Summarizer(str(tiny_t5), mbr_samples=8)
 
 
 def test_the_steps_return_the_step_contract(made: tuple[T5Summarizer, Summarization]) -> None:
@@ -277,45 +165,6 @@ def test_uneven_micro_batches_add_up_to_the_whole_batch(made: tuple[T5Summarizer
     compare_slices(*made, slices)
 
 
-@pytest.mark.parametrize("slices", [2, 5])
-def test_uneven_micro_batches_draw_what_the_whole_batch_draws(folder: Path, tiny_t5: Path, slices: int) -> None:
-    compare_slices(*build(folder, tiny_t5, max_new_tokens=6, risk_samples=2), slices)
-
-
-def test_the_first_steps_learn_the_targets_and_the_others_the_risk(folder: Path, tiny_t5: Path) -> None:
-    settings = {"max_new_tokens": 6, "learning_rate": 1e-9, "likelihood": 0.0}
-    losses = {}
-    for name, more in {
-        "targets": {},
-        "both": {"risk_samples": 2, "risk_after": 0.5},
-        "risk": {"risk_samples": 2},
-    }.items():
-        model, data = build(folder, tiny_t5, **settings, **more)
-        log: list[float] = []
-        model.on_train_batch_end = lambda outputs, *unused, log=log: log.append(float(outputs["loss"]))
-        trainer(max_steps=4, max_epochs=-1, limit_val_batches=0).fit(model.train(), data)
-        losses[name] = log
-    assert losses["both"] == pytest.approx(losses["targets"][:2] + losses["risk"][2:], abs=1e-4)
-    assert min(abs(one - other) for one, other in zip(losses["targets"], losses["risk"], strict=True)) > 0.1
-
-
-def compare_slices(model: T5Summarizer, data: Summarization, slices: int) -> None:
-    def gradients(accumulate: int) -> tuple[float, list[torch.Tensor]]:
-        data.trainer = trainer(accumulate_grad_batches=accumulate)
-        batches = loader(data, "train")
-        assert len(batches) == accumulate and (accumulate == 1 or len({batch["size"] for batch in batches}) > 1)
-        model.zero_grad()
-        losses = [model.training_step(batch, 0) / accumulate for batch in batches]
-        sum(losses).backward()
-        return float(sum(losses).detach()), [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-    (whole, expected), (parts, found) = gradients(1), gradients(slices)
-    assert parts == pytest.approx(whole, abs=1e-5)
-    assert any(gradient.abs().max() > 1e-3 for gradient in expected)
-    for one, other in zip(expected, found, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
-
-
 def test_a_new_t5_is_made_as_it_is_described() -> None:
     model = T5Summarizer(None, d_model=24, d_ff=40, num_layers=2, num_heads=3, dropout=0.2, vocab_size=50)
     model.configure_model()
@@ -328,60 +177,6 @@ def test_a_new_t5_is_made_as_it_is_described() -> None:
     assert network.training and {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)} == {0.2}
     model.configure_model()
     assert model.network is network
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_pretrained_t5_grows_computes_the_same_and_all_of_it_learns(
-    folder: Path, tiny_t5: Path, tmp_path: Path, tied: bool
-) -> None:
-    if not tied:  # as T5 1.1 is
-        other = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32)
-        other.config.tie_word_embeddings = False
-        other.lm_head.weight = torch.nn.Parameter(torch.randn_like(other.lm_head.weight))
-        other.generation_config.eos_token_id = [1, 7]
-        other.save_pretrained(tmp_path)
-        for file in tiny_t5.glob("tokenizer*"):
-            shutil.copy(file, tmp_path)
-        tiny_t5 = tmp_path
-    data = Summarization(str(folder), tokenizer=str(tiny_t5), batch_size=4)
-    data.prepare_data()
-    batch = next(iter(data.train_dataloader()))
-    common = {"dropout": 0.0, "num_beams": 2, "max_new_tokens": 9}
-    small, large = models = [
-        T5Summarizer(str(tiny_t5), **common, **growth) for growth in ({}, {"grow_encoder": 3, "grow_decoder": 1})
-    ]
-    for model in models:
-        model.configure_model()
-    assert (small.network.lm_head.weight is small.network.shared.weight) == tied
-    encoder, decoder = large.network.encoder, large.network.decoder
-    assert (len(encoder.block), len(decoder.block)) == (5, 3) and len(small.network.encoder.block) == 2
-    # 2 layers become 5: three of the first, two of the second
-    first, second = (block.layer[0].SelfAttention.q.weight for block in small.network.encoder.block)
-    for block, of in zip(encoder.block, (first, first, first, second, second), strict=True):
-        torch.testing.assert_close(block.layer[0].SelfAttention.q.weight, of, rtol=0, atol=0)
-    torch.testing.assert_close(large(batch), small(batch))
-    torch.testing.assert_close(large.generate(batch), small.generate(batch), rtol=0, atol=0)
-    optimizer = torch.optim.AdamW(large.parameters(), lr=1e-2)
-    for _ in range(2):  # the first moves only what was zero
-        optimizer.zero_grad()
-        large(batch).backward()
-        optimizer.step()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in large.parameters())
-
-
-def test_what_cannot_grow_is_one_sentence(tiny_t5: Path, tiny_bart: Path) -> None:
-    with pytest.raises(
-        BadInput, match=r"^model.grow_decoder=1: only a pretrained T5 can grow; model.num_layers is the layers"
-    ):
-        T5Summarizer(None, grow_decoder=1)
-    with pytest.raises(
-        BadInput, match=r"^model.grow_decoder=2: the decoder would have 4 layers, more than the encoder's 3: let "
-    ):
-        T5Summarizer(str(tiny_t5), grow_encoder=1, grow_decoder=2).configure_model()
-    with pytest.raises(
-        BadInput, match=r"^model.grow_encoder, model.grow_decoder: a BartForCond\w+ cannot grow, only a T5; set"
-    ):
-        T5Summarizer(str(tiny_bart), grow_encoder=3).configure_model()
 
 
 def test_a_width_that_the_heads_cannot_share_is_one_sentence() -> None:
