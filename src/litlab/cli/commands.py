@@ -24,7 +24,7 @@ def fit_command(arguments: list[str]) -> int:
         from litlab.cli.help import fit_help
 
         prepare_process(files)
-        print(fit_help(settings))
+        print(fit_help(settings, fit_command.__doc__ or ""))
         return 0
     from litlab.cli.lightning_cli import LitlabCLI
     from litlab.training.failures import explain_misconfiguration

@@ -11,12 +11,11 @@ from litlab.cli.settings import config_files
 from litlab.errors import BadInput
 
 
-def fit_help(arguments: list[str]) -> str:
+def fit_help(arguments: list[str], summary: str) -> str:
     """The options of `litlab fit`, one line each; those of a model and its data if an experiment is given with -c."""
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from litlab.cli.commands import fit_command
     from litlab.training.checkpoints import LastCheckpoint
     from litlab.training.guard import Guard
 
@@ -37,7 +36,7 @@ def fit_help(arguments: list[str]) -> str:
                     )
     sections = [
         "litlab fit -c configs/experiment/<name>.yaml [-c overlay.yaml ...] [--key=value ...]",
-        fit_command.__doc__ or "",
+        summary,
         "Settings come from configs/base.yaml, then the -c files, then the options; the last one wins. The values below are what the\n"
         "files set, and the defaults where they set nothing.",
         "general\n"

@@ -228,7 +228,7 @@ class ValidationLoop(_EvaluationLoop):
 def shortcuts(trainer: Trainer) -> Iterator[None]:
     """Spare Lightning, for this training, what has no effect in it: for a small model, that takes longer than its step.
 
-    Hooks of a step that nobody has overridden are None, which Lightning does not call; a profiler that does nothing returns
+    Hooks of a step that are not overridden are None, which Lightning does not call; a profiler that does nothing returns
     at once; and batches for the CPU are not sent there.
     """
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
