@@ -88,8 +88,13 @@ def explain_dead_worker() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not (found := re.search(r"DataLoader worker \(pid.*?\) .*", str(error))):
+    except (RuntimeError, ConnectionError) as error:
+        # torch reports it wherever the signal arrives: what it interrupts may raise an error of its own
+        chain: list[BaseException] = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        found = [match for one in chain if (match := re.search(r"DataLoader worker \(pid.*?\) .*", str(one)))]
+        if not found:
             raise
-        print(f"litlab: a process that loads data has died, often for lack of memory: {found[0]}", file=sys.stderr)
+        print(f"litlab: a process that loads data has died, often for lack of memory: {found[0][0]}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from error
