@@ -107,7 +107,7 @@ def train(experiment: str, name: str, seed: int) -> dict[str, Any]:
     fit_command(settings)
     with (room / "latest" / "metrics.csv").open() as file:
         curve = [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
-    scores = json.loads((room / "latest" / "eval.json").read_text())["val"]["scores"]
+    scores = json.loads((room / "latest" / "eval.json").read_text())["val"]["metrics"]
     return {"curve": curve, "loss": scores["val/loss"], "score": scores[SCORES[experiment]]}
 
 

@@ -64,16 +64,16 @@ def test_the_run_directory_is_complete_and_evaluations_on_the_test_split_are_cou
 ) -> None:
     directory = fit(*experiment)
     assert {"best.ckpt", "last.ckpt"} == set(os.listdir(directory.path / "checkpoints"))
-    for looks in (1, 2):
+    for count in (1, 2):
         capsys.readouterr()
         assert run("eval", ["latest"]) == 0
-        assert f"looked at {looks} time" in capsys.readouterr().out
+        assert f"evaluated {count} time" in capsys.readouterr().out
     names = {"config.yaml", "run.json", "metrics.csv", "eval.json", "predictions", "checkpoints"}
     assert names <= set(os.listdir(directory.path))
     record, evaluations = directory.record(), directory.evaluations()
-    assert record["status"] == "finished" and record["test_looks"] == 2 and record["data_fingerprint"]
+    assert record["status"] == "finished" and record["test_evaluations"] == 2 and record["data_fingerprint"]
     monitored = record["best"]["name"]
-    assert record["best"]["score"] == evaluations["val"]["scores"][monitored] is not None
+    assert record["best"]["score"] == evaluations["val"]["metrics"][monitored] is not None
     for split in ("val", "test"):
         table = pyarrow.parquet.read_table(directory.path / "predictions" / f"{split}.parquet").to_pydict()
         assert len(set(table["id"])) == len(table["id"]) == evaluations[split]["examples"]
@@ -100,7 +100,7 @@ def test_two_processes_train_a_perceptron_like_one(litlab: Command, inside: Path
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-5)
     before, after = (part.evaluations()["val"] for part in (one, two))
     assert after["examples"] == before["examples"] == 100
-    assert after["scores"] == pytest.approx(before["scores"], abs=1e-3)
+    assert after["metrics"] == pytest.approx(before["metrics"], abs=1e-3)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_one_command_leads_from_a_csv_to_a_classifier(
     directory = fit("-c", "configs/experiment/bert_cls.yaml", f"--model.pretrained={tiny_bert}", *own, *more)
     output = capsys.readouterr().out
     assert "reviews.csv: 160 train, 20 validation, 20 test" in output and "classes    1, 5" in output
-    scores = directory.evaluations()["val"]["scores"]
+    scores = directory.evaluations()["val"]["metrics"]
     assert set(scores) == {f"val/{name}" for name in ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")}
     assert scores["val/accuracy"] == 1.0  # one word tells: anything less means that text and label have been mixed up
     assert run("eval", ["latest"]) == 0
@@ -171,7 +171,7 @@ def test_two_processes_train_a_classifier_like_one(
     assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), rel=1e-4)
     before, after = (part.evaluations()["val"] for part in (one, two))
     assert after["examples"] == before["examples"] == 20
-    assert after["scores"] == pytest.approx(before["scores"], abs=1e-3)
+    assert after["metrics"] == pytest.approx(before["metrics"], abs=1e-3)
 
 
 def test_t5_learns_from_a_folder_and_prints_what_it_writes(
@@ -181,7 +181,7 @@ def test_t5_learns_from_a_folder_and_prints_what_it_writes(
     directory = fit("-c", "configs/experiment/t5_sum.yaml", *own, "--trainer.max_epochs=2", *SMALL_T5, *PLAIN)
     output, errors = capsys.readouterr()
     assert output.count("\nsource  ") == output.count("\ntext    ") == 10
-    scores = directory.evaluations()["val"]["scores"]
+    scores = directory.evaluations()["val"]["metrics"]
     names = [f"{prefix}{name}" for prefix in ("", "lead1_") for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")]
     assert set(scores) == {f"val/{name}" for name in ("loss", "capped", "generated_tokens", *names)}
     losses = logged(directory, "val/loss")
@@ -192,7 +192,7 @@ def test_t5_learns_from_a_folder_and_prints_what_it_writes(
     assert "training a tokenizer" in errors and "--data.tokenizer" not in errors
     again = fit("-c", str(directory.path / "config.yaml"))
     assert "training a tokenizer" not in capsys.readouterr().err
-    assert again.evaluations()["val"]["scores"] == scores
+    assert again.evaluations()["val"]["metrics"] == scores
     for split in ("train", "validation", "test"):
         file = reports / f"{split}.jsonl"
         file.write_text(file.read_text().replace("green", "violet"))
@@ -209,4 +209,4 @@ def test_two_processes_weigh_tokens_like_one(litlab: Command, inside: Path, repo
     assert done.returncode == 0, done.stderr
     two = newest()
     assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), rel=1e-4)
-    assert two.evaluations()["val"]["scores"] == pytest.approx(one.evaluations()["val"]["scores"], abs=1e-3)
+    assert two.evaluations()["val"]["metrics"] == pytest.approx(one.evaluations()["val"]["metrics"], abs=1e-3)

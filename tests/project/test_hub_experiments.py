@@ -307,13 +307,13 @@ def test_the_experiment_trains_and_evaluates(lab: Lab, experiment: str) -> None:
     assert done.status == 0, done.err
     run = lab.newest(experiment)
     record = lab.records[experiment]
-    assert record["status"] == "finished" and record["steps"] == 1 and record["test_looks"] == 0
+    assert record["status"] == "finished" and record["steps"] == 1 and record["test_evaluations"] == 0
     result = json.loads((run / "eval.json").read_text())["val"]
     held_out = settings(experiment).get("validation", "validation")
     rows = SIZES[held_out] if isinstance(held_out, str) else round(held_out * SIZES["train"])
     assert result["examples"] == rows
     monitored = yaml.safe_load((run / "config.yaml").read_text())["checkpoint"]["monitor"]
-    assert 0 <= result["scores"][monitored] <= 1 and result["scores"]["val/loss"] > 0
+    assert 0 <= result["metrics"][monitored] <= 1 and result["metrics"]["val/loss"] > 0
     table = pyarrow.parquet.read_table(run / "predictions" / "val.parquet").to_pydict()
     assert len(set(table["id"])) == rows
     if experiment in BERT:
@@ -370,8 +370,8 @@ def test_eval_scores_the_split_that_published_scores_are_of(lab: Lab, experiment
     assert done.status == 0, done.err
     run = lab.newest(experiment)
     result = json.loads((run / "eval.json").read_text())["test"]
-    assert result["examples"] == rows and result["scores"]["test/loss"] > 0
-    assert f"over {rows} examples of the test split" in done.out and "looked at 1 time\n" in done.out
+    assert result["examples"] == rows and result["metrics"]["test/loss"] > 0
+    assert f"over {rows} examples of the test split" in done.out and "evaluated 1 time\n" in done.out
     table = pyarrow.parquet.read_table(run / "predictions" / "test.parquet").to_pydict()
     assert table["id"] == list(range(rows))
     if experiment in BERT:

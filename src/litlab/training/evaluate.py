@@ -53,8 +53,8 @@ def evaluate(job: Job, split: str, name: str) -> None:
     if first:
         print_metrics(job, split, metrics, name)
         if split == "test":
-            looks = run.record()["test_looks"]
-            print(f"the test split of this run was looked at {looks} time{'s' if looks > 1 else ''}")
+            count = run.record()["test_evaluations"]
+            print(f"the test split of this run was evaluated {count} time{'s' if count > 1 else ''}")
         print(f"run   {short_path(run.path)}")
         print(f"see   {short_path(run.path)}/predictions/{split}.parquet")
 
@@ -86,7 +86,7 @@ def evaluate_checkpoint(job: Job, split: str, checkpoint: Path) -> dict[str, flo
     if trainer.is_global_zero:
         numbers = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # JSON has no NaN
         count = callback_of(trainer, EvaluationResults).count
-        content = {"scores": numbers, "examples": count, "checkpoint": checkpoint.stem, "at": now()}
+        content = {"metrics": numbers, "examples": count, "checkpoint": checkpoint.stem, "at": now()}
         job.run.write_evaluation(split, content)
     return metrics
 

@@ -80,7 +80,7 @@ class CountTestEvaluations(Callback):
         """Count this one."""
         if trainer.is_global_zero:
             run = RunDirectory(Path(trainer.default_root_dir))
-            run.update_record(test_looks=run.record().get("test_looks", 0) + 1)
+            run.update_record(test_evaluations=run.record().get("test_evaluations", 0) + 1)
 
 
 def _length(value: Any) -> int | None:

@@ -97,7 +97,7 @@ def _print_summary(job: Job, steps: int, seconds: float, metrics: dict[str, floa
     print(f"run   {short_path(job.run.path)}")
     if _best_checkpoint(job.trainer) and is_overridden("test_step", job.model):
         print(
-            f"next  make eval RUN={job.run.experiment}/{job.run.id}   scores the test split, and counts that you looked"
+            f"next  make eval RUN={job.run.experiment}/{job.run.id}   evaluates the test split; run.json counts it"
         )
 
 

@@ -136,7 +136,7 @@ def opening_record(job: Job) -> dict[str, Any]:
         **data_record(job),
         **machine(),
         "wandb_id": job.run.id,
-        "test_looks": 0,
+        "test_evaluations": 0,
     }
 
 

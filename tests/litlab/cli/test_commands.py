@@ -56,10 +56,10 @@ def test_a_training_leaves_the_whole_run_directory_and_says_what_is_next(
     assert names <= set(os.listdir(directory.path))
     assert {"best.ckpt", "last.ckpt"} == set(os.listdir(directory.path / "checkpoints"))
     record = directory.record()
-    assert record["status"] == "finished" and record["seed"] == 0 and record["test_looks"] == 0
+    assert record["status"] == "finished" and record["seed"] == 0 and record["test_evaluations"] == 0
     assert record["overrides"] == ["--trainer.log_every_n_steps=1", "--model.learning_rate=3e-3"]
     assert record["wandb_id"] == directory.id and record["steps"] == 32 and len(record["data_fingerprint"]) == 64
-    score = json.loads((directory.path / "eval.json").read_text())["val"]["scores"]["val/accuracy"]
+    score = json.loads((directory.path / "eval.json").read_text())["val"]["metrics"]["val/accuracy"]
     assert record["best"] == {"name": "val/accuracy", "score": score}
     for words in (f"val/accuracy {score:.4f}", f"runs/small/{directory.id}", "make eval"):
         assert words in done.stdout
@@ -100,14 +100,14 @@ def test_eval_on_the_test_split_is_counted_and_logged_to_the_same_run(
     monkeypatch.chdir(project)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert run("eval", ["latest"]) == 0
-    for output, looks in ((done.stdout, 1), (capsys.readouterr().out, 2)):
-        assert f"looked at {looks} time" in output and "over 200 examples" in output
-    assert directory.record()["test_looks"] == 2 and directory.record()["status"] == "finished"
+    for output, count in ((done.stdout, 1), (capsys.readouterr().out, 2)):
+        assert f"evaluated {count} time" in output and "over 200 examples" in output
+    assert directory.record()["test_evaluations"] == 2 and directory.record()["status"] == "finished"
     result = json.loads((directory.path / "eval.json").read_text())["test"]
     table = pyarrow.parquet.read_table(directory.path / "predictions" / "test.parquet").to_pydict()
     assert result["examples"] == 200 and table["id"] == list(range(200))
     right = sum(target == prediction for target, prediction in zip(table["target"], table["prediction"], strict=True))
-    assert result["scores"]["test/accuracy"] == pytest.approx(right / 200)
+    assert result["metrics"]["test/accuracy"] == pytest.approx(right / 200)
     assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in table["probabilities"])
     assert len((directory.path / "metrics.csv").read_text().splitlines()) == len(before) + 2
     assert logged(directory, "test/accuracy") == [pytest.approx(right / 200)] * 2
@@ -117,10 +117,10 @@ def test_eval_on_the_test_split_is_counted_and_logged_to_the_same_run(
 
 def test_eval_of_the_validation_split_does_not_count_as_one_of_the_test_split(inside: Path, quiet: None) -> None:
     directory = fit(*SMALL, ONE_EPOCH)
-    before = json.loads((directory.path / "eval.json").read_text())["val"]["scores"]
+    before = json.loads((directory.path / "eval.json").read_text())["val"]["metrics"]
     assert run("eval", [directory.id, "--split=val"]) == 0
-    assert json.loads((directory.path / "eval.json").read_text())["val"]["scores"] == pytest.approx(before)
-    assert directory.record()["test_looks"] == 0
+    assert json.loads((directory.path / "eval.json").read_text())["val"]["metrics"] == pytest.approx(before)
+    assert directory.record()["test_evaluations"] == 0
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_two_processes_equal_one_process(
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-5)
     of_one, of_two = (json.loads((part.path / "eval.json").read_text())["val"] for part in (one_epoch, two))
     assert of_two["examples"] == of_one["examples"] == 100
-    assert of_two["scores"] == pytest.approx(of_one["scores"], abs=1e-3)
+    assert of_two["metrics"] == pytest.approx(of_one["metrics"], abs=1e-3)
 
 
 def test_last_is_the_last_checkpoint_and_best_the_best(inside: Path, quiet: None) -> None:

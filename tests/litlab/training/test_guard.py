@@ -82,7 +82,7 @@ def test_such_steps_can_be_left_out_and_are_counted(poisoned: list[list[int]], a
     logged = [row for row in rows(directory.path)]
     assert [row["train/skipped_steps"] for row in logged if "train/skipped_steps" in row] == [1]
     assert all(row["train/loss"] == row["train/loss"] for row in logged if "train/loss" in row)  # no NaN
-    assert json.loads((directory.path / "eval.json").read_text())["val"]["scores"]["val/accuracy"] > 0.5
+    assert json.loads((directory.path / "eval.json").read_text())["val"]["metrics"]["val/accuracy"] > 0.5
 
 
 def test_a_training_that_does_not_recover_stops(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def own(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_batches_and_outputs_of_any_kind_train_and_are_evaluated(own: Path, output: str, capsys) -> None:
     directory = fit("-c", "own.yaml", f"--model.output={output}", "--trainer.log_every_n_steps=1")
     assert directory.record()["status"] == "finished" and directory.experiment == "own"
-    assert json.loads((directory.path / "eval.json").read_text())["val"]["scores"]["val/loss"] < 0.1
+    assert json.loads((directory.path / "eval.json").read_text())["val"]["metrics"]["val/loss"] < 0.1
     losses = logged(directory, "train/loss")
     assert len(losses) == 15 and losses[-1] < losses[0]
     assert not (directory.path / "predictions").exists()
