@@ -1,4 +1,4 @@
-"""Runs the benchmarks, prints a table of ratios and writes BENCHMARKS.md: python -m benchmarks.bench [name ...]."""
+"""Run the benchmarks, print a table of ratios and write BENCHMARKS.md: python -m benchmarks.bench [name ...]."""
 
 import argparse
 import json
@@ -15,32 +15,34 @@ import torch
 
 from benchmarks.race import Row, say
 
-SUITES = ("startup", "mnist", "bert", "t5", "generation", "rouge", "loading", "growth", "gpu")
+SUITES = ("startup", "mnist", "bert", "t5", "generation", "rouge", "loading", "growth", "on_gpu")
 FILE = Path("BENCHMARKS.md")
-RESULTS = Path("benchmarks/results")  # what was measured last, by suite; BENCHMARKS.md is made of them
-QUALITY = RESULTS / "quality.json"  # benchmarks/quality.py writes it
-QUALITY_HEAD = """Whether speed costs quality: each trick that changes numbers, alone and together, against the plain path: float32, transformers' own
-networks, batches in random order. Means of three seeds, in brackets the smallest and the largest. "Distance" is between the mean loss
-curves, beside the mean spread of the plain path's seeds. A way agrees if all three
-differences are within the spread of the plain path's seeds.
+RESULTS = Path("benchmarks/results")  # the newest results, one file per suite; BENCHMARKS.md is generated from them
+QUALITY = RESULTS / "quality.json"  # written by benchmarks/quality.py
+QUALITY_HEAD = """Do the optimizations lower the quality? Each optimization that changes results is tried alone, then
+all together. The baseline "plain" is float32, the original transformers networks, and batches in random order. Values
+are means over three seeds, with minimum and maximum in brackets. "Distance" is the mean distance to the baseline's mean
+loss curve, followed by the mean spread of the baseline's seeds. A variant "agrees" if its differences in all three
+columns are within the spread of the baseline's seeds.
 """
 HEAD = """# Benchmarks
 
-What litlab's speed is, against whom. `make bench` runs all of it and writes this file, `make bench ONLY=bert` one part. Each
-line comes from one run, in which litlab and its peers take turns on the same data with the same batch size, learning rate and
-number of steps; what is shown are medians, and their ratio, above 1 if litlab is better. Absolute numbers are this machine's
-and vary with what else it does. What was tried, kept and dropped is in [benchmarks/LOG.md](benchmarks/LOG.md).
+How fast litlab is, compared with its peers. `make bench` runs all benchmarks and writes this file;
+`make bench ONLY=bert` runs one. Each row comes from one run in which litlab and its peers take turns, on the same data
+and with the same batch size, learning rate and number of steps. The table shows medians and their ratio; a ratio above
+1 means that litlab is better. Absolute numbers hold for this machine and vary with its other load.
+[benchmarks/LOG.md](benchmarks/LOG.md) lists what was tried, and what was kept or dropped.
 """
 PACKAGES = ("torch", "lightning", "transformers", "accelerate", "torchmetrics", "datasets", "tokenizers")
 
 
 def main() -> None:
-    """Run what is asked for, then write the table of all that was ever measured here."""
+    """Run the requested suites, then print the table of all results."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="name", help=f"any of {', '.join(SUITES)}; none: all")
+    parser.add_argument("suites", nargs="*", metavar="name", help=f"any of {', '.join(SUITES)}; default: all")
     wanted = parser.parse_args().suites
     if unknown := set(wanted) - set(SUITES):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(SUITES)}.")
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {', '.join(SUITES)}.")
     RESULTS.mkdir(exist_ok=True)
     began = time.monotonic()
     for name in wanted or SUITES:
@@ -50,7 +52,7 @@ def main() -> None:
 
 
 def run(name: str) -> None:
-    """Run one suite in a process of its own, so that none finds what another has set or loaded."""
+    """Run one suite in its own process, unaffected by the settings and imports of the others."""
     outcome = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True, check=False
     )
@@ -62,13 +64,13 @@ def run(name: str) -> None:
 
 
 def facts(command: str) -> dict[str, Any]:
-    """What a figure comes with."""
+    """The circumstances of a measurement: command, day, hardware and versions."""
     versions = {package: version(package) for package in PACKAGES}
     return {"command": command, "day": time.strftime("%Y-%m-%d"), "hardware": hardware(), "versions": versions}
 
 
 def hardware() -> str:
-    """The processor and its cores, in a line."""
+    """Processor, cores, GPUs and Python version in one line."""
     cpus = Path("/proc/cpuinfo")
     names = (
         [line.split(": ")[1] for line in cpus.read_text().splitlines() if "model name" in line] if cpus.exists() else []
@@ -79,14 +81,14 @@ def hardware() -> str:
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """What was measured last, by suite."""
+    """The newest results by suite."""
     files = {name: RESULTS / f"{name}.json" for name in SUITES}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
 def table() -> str:
-    """All ratios, as Markdown."""
-    lines = ["| measured | litlab | peer | ratio | must | reach for |", "|---|---|---|---|---|---|"]
+    """All rows as a Markdown table."""
+    lines = ["| measured | litlab | peer | ratio | required | goal |", "|---|---|---|---|---|---|"]
     for content in results().values():
         for row in (Row(**row) for row in content["rows"]):
             if row.ratio is None:
@@ -104,18 +106,18 @@ def table() -> str:
 
 
 def document() -> str:
-    """BENCHMARKS.md."""
+    """The text of BENCHMARKS.md, from the newest results."""
     lines = [HEAD, table()]
     for name, content in results().items():
-        lines += ["", f"**{name}**: {told(content)}", *(f"\n{note}" for note in content["notes"])]
+        lines += ["", f"**{name}**: {measured_with(content)}", *(f"\n{note}" for note in content["notes"])]
     if QUALITY.exists():
         content = json.loads(QUALITY.read_text())
-        lines += ["", "## Quality", "", QUALITY_HEAD, content["table"], "", told(content)]
+        lines += ["", "## Quality", "", QUALITY_HEAD, content["table"], "", measured_with(content)]
     return "\n".join(lines) + "\n"
 
 
-def told(facts: dict[str, Any]) -> str:
-    """Command, day, hardware and versions in a sentence."""
+def measured_with(facts: dict[str, Any]) -> str:
+    """Command, day, hardware and versions in one line."""
     versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     return f"`{facts['command']}`, {facts['day']}, {facts['hardware']}; {versions}."
 

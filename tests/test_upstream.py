@@ -1,7 +1,7 @@
-"""Faults of the libraries that litlab works around, shown with their own classes only: UPSTREAM.md has a row for each test.
+"""Faults in the libraries that litlab works around, shown with their own classes only; UPSTREAM.md has a row per test.
 
-A test that fails says which workaround the installed release no longer needs. Private names are imported by the tests that need
-them, so that one that vanishes fails one test.
+If a test fails, its message names the workaround that the installed release no longer needs. A test that uses a private
+name imports the name itself, so that a removed name fails only this test.
 """
 
 import inspect
@@ -27,7 +27,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import WarningCache
 from torch.utils.data import DataLoader, TensorDataset
@@ -38,7 +38,7 @@ from transformers import EncoderRepetitionPenaltyLogitsProcessor, T5Config, T5Fo
 from wandb_server import WandbServer
 
 PROJECT = Path(__file__).resolve().parents[1]
-BATCHES = 4  # of an epoch
+BATCHES = 4  # batches per epoch
 KEY = "0123456789" * 4
 EMPTY_LOG = b":W&B\xe1\xbe\x00"  # the header of a .wandb file
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Module(BoringModel):
-    """Notes what happens: "batch 2", "validation", and the two ends of an epoch."""
+    """Records events: "batch 2", "validation", and the start and end of an epoch."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Module(BoringModel):
 
 
 class StatefulLoader:
-    """A dataloader with a state: how many batches it handed out."""
+    """A dataloader whose state is the number of batches that it yielded."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -97,7 +97,7 @@ class StatefulLoader:
 
 
 class RowsLogger(Logger):
-    """Keeps what is logged."""
+    """Records the logged rows."""
 
     name = version = "rows"
 
@@ -118,7 +118,7 @@ def numbered_batches(count: int = BATCHES) -> DataLoader:
 
 
 def call_at(hook: str, action: Callable[[Trainer], Any], call: int = 1) -> Callback:
-    """A callback that does something at one call of a hook."""
+    """A callback that runs an action at one call of a hook."""
     callback, calls = Callback(), iter(range(1, 1000))
 
     def act(trainer: Trainer, *args: Any) -> None:
@@ -147,10 +147,10 @@ def resume(
     make: Callable[[], Module] = lambda: Module(StatefulLoader()),
     **settings: Any,
 ) -> tuple[list[str], list[str]]:
-    """Save a checkpoint at one call of a hook and train on; then train from the checkpoint.
+    """Save a checkpoint at one call of a hook and continue training; then train again from the checkpoint.
 
     Returns:
-        What happened after the checkpoint was written, and what happens when it is resumed; equal if nothing is wrong.
+        The events after the checkpoint was saved, and the events after resuming from it; equal if resuming is correct.
     """
     checkpoint, module, again = folder / "a.ckpt", make(), make()
     before: list[str] = []
@@ -165,7 +165,7 @@ def resume(
 
 
 def raised(action: Callable[[], Any]) -> str:
-    """The name of the error that something ends with, or nothing."""
+    """The name of the error that an action raises, or an empty string."""
     try:
         action()
     except (Exception, SystemExit) as error:
@@ -174,7 +174,7 @@ def raised(action: Callable[[], Any]) -> str:
 
 
 def warned(action: Callable[[], Any]) -> list[str]:
-    """The warnings that something gives."""
+    """The warnings that an action emits."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         action()
@@ -200,10 +200,15 @@ def test_lightning_casts_weights_again_at_every_use_under_autocast() -> None:
 # Lightning: resuming
 
 
+def test_lightning_refuses_to_clip_gradients_by_norm_with_fsdp() -> None:
+    error = raised(lambda: FSDPPrecision("bf16-mixed").clip_grad_by_norm())
+    assert error == "MisconfigurationException", "Lightning clips sharded gradients: delete clip_sharded"
+
+
 def test_lightning_skips_a_validation_that_was_due(tmp_path: Path) -> None:
     expected, resumed = resume(tmp_path, "on_train_batch_end", 2, val_check_interval=2)
     assert expected[:2] == ["validation"] * 2
-    assert resumed != expected, "Lightning validates where that is due: delete LastCheckpoint.validation_due"
+    assert resumed != expected, "Lightning runs the validation that is due: delete LastCheckpoint.validation_due"
 
 
 def test_lightning_skips_the_end_of_an_epoch_whose_last_step_was_done(tmp_path: Path) -> None:
@@ -234,7 +239,7 @@ def test_lightning_trains_on_after_early_stopping(tmp_path: Path) -> None:
     trainer.fit(Module())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     stopping().fit(module, ckpt_path=tmp_path / "a.ckpt")
-    assert module.events, "Lightning restores should_stop: LastCheckpoint need not"
+    assert module.events, "Lightning restores should_stop: delete it in LastCheckpoint"
 
 
 def test_lightning_drops_the_state_of_a_dataloader_made_before_the_checkpoint_was_read(tmp_path: Path) -> None:
@@ -244,7 +249,7 @@ def test_lightning_drops_the_state_of_a_dataloader_made_before_the_checkpoint_wa
             return super().configure_optimizers()
 
     expected, resumed = resume(tmp_path, "on_train_batch_end", 2, lambda: WithSchedule(StatefulLoader()))
-    assert resumed[0] != expected[0], "Lightning restores the dataloader's state: FitLoop.on_run_start need not"
+    assert resumed[0] != expected[0], "Lightning restores the dataloader's state: delete that in FitLoop.on_run_start"
 
 
 def test_lightning_begins_the_epoch_again_with_a_dataloader_without_state(tmp_path: Path) -> None:
@@ -254,7 +259,7 @@ def test_lightning_begins_the_epoch_again_with_a_dataloader_without_state(tmp_pa
 
 def test_lightning_begins_a_resumed_epoch_with_the_order_of_epoch_0(tmp_path: Path) -> None:
     class Epoch:
-        """A sampler whose order is the epoch; its iterator is begun when it is made, as those with workers are."""
+        """A sampler that yields the epoch; its iterator reads the epoch on creation, like one with workers."""
 
         epoch = 0
         sampler = property(lambda self: self)
@@ -272,7 +277,7 @@ def test_lightning_begins_a_resumed_epoch_with_the_order_of_epoch_0(tmp_path: Pa
     trainer.fit(Module(Epoch()))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     quiet_trainer(tmp_path, max_epochs=2).fit(module, ckpt_path=tmp_path / "a.ckpt")
-    assert module.events[1] != "batch 1", "Lightning sets the epoch first: EpochLoop.on_run_start needs no iter()"
+    assert module.events[1] != "batch 1", "Lightning sets the epoch first: delete iter() in EpochLoop.on_run_start"
 
 
 def test_lightning_announces_an_epoch_to_samplers_only(tmp_path: Path) -> None:
@@ -345,7 +350,7 @@ def test_checkpoints_lack_the_random_state(tmp_path: Path) -> None:
 
     expected, resumed = resume(tmp_path, "on_train_batch_end", 2, lambda: Drawing(StatefulLoader()))
     assert resumed[1::2] == expected[1::2]  # the same batches
-    assert resumed[0] != expected[0], "Lightning saves the random states: LastCheckpoint need not"
+    assert resumed[0] != expected[0], "Lightning saves random states: delete that in LastCheckpoint"
 
 
 def test_checkpoints_lack_the_unfinished_mean_of_an_epoch(tmp_path: Path) -> None:
@@ -386,7 +391,7 @@ def test_checkpoints_lack_the_states_of_metrics() -> None:
     module = Measuring()
     module.metric.update(1.0)
     names = [name for name in module.state_dict() if name.startswith("metric")]
-    assert not names, "torchmetrics saves the states of metrics: LastCheckpoint need not"
+    assert not names, "torchmetrics saves the states of metrics: delete that in LastCheckpoint"
 
 
 def test_lightning_writes_checkpoints_to_the_temporary_folder_first(
@@ -409,7 +414,7 @@ def test_lightning_answers_sigterm_in_the_middle_of_a_validation(tmp_path: Path)
     finally:
         signal.signal(signal.SIGTERM, original)
     assert received
-    assert error == "SIGTERMException", "Lightning leaves signals to others: delete use_own_signal_handlers"
+    assert error == "SIGTERMException", "Lightning keeps existing signal handlers: delete use_own_signal_handlers"
 
 
 def test_lightning_logs_an_evaluation_at_the_step_of_the_trainer(tmp_path: Path) -> None:
@@ -419,7 +424,7 @@ def test_lightning_logs_an_evaluation_at_the_step_of_the_trainer(tmp_path: Path)
     trainer.fit(module)
     trainer.validate(module, ckpt_path=tmp_path / "a.ckpt", verbose=False)
     steps = [step for step, metrics in logger.rows if "val" in metrics]
-    assert steps[-1] != steps[0], "Lightning logs at the checkpoint's step: leave log_eval_end_metrics as it is"
+    assert steps[-1] != steps[0], "Lightning logs at the checkpoint's step: do not replace log_eval_end_metrics"
 
 
 def test_csv_logger_deletes_the_file_of_an_earlier_run(tmp_path: Path) -> None:
@@ -452,7 +457,7 @@ def test_lightning_kills_the_first_process_when_another_one_fails() -> None:
         child.wait()
         _ChildProcessObserver(main_pid=first.pid, child_processes=[child])._run()
         first.communicate(b"\n")
-    assert first.returncode == -signal.SIGKILL, "Lightning lets the first process end: delete is_child"
+    assert first.returncode == -signal.SIGKILL, "Lightning does not kill the first process: delete is_child"
 
 
 def test_lightning_warns_of_means_that_are_equal_on_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +476,7 @@ def test_lightning_gives_the_warnings_that_the_command_line_hides(
 ) -> None:
     from lightning.pytorch.trainer.connectors import data_connector
 
-    monkeypatch.setattr(data_connector, "warning_cache", WarningCache())  # it gives each warning once per process
+    monkeypatch.setattr(data_connector, "warning_cache", WarningCache())  # it emits each warning once per process
 
     class Shaping(Module):
         def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -512,14 +517,14 @@ def test_lightning_cli_accepts_a_training_without_a_seed(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["test"])
     options: dict[str, Any] = {"args": ["--seed_everything=false"], "trainer_defaults": {"logger": False}}
     error = raised(lambda: LightningCLI(BoringModel, run=False, **options))
-    assert not error, "LightningCLI takes a number only: delete LitlabCLI.add_default_arguments_to_parser"
+    assert not error, "LightningCLI accepts only integers: delete LitlabCLI.add_default_arguments_to_parser"
 
 
 def test_lightning_cli_warns_of_other_words_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["test", "word"])
     options: dict[str, Any] = {"args": ["--seed_everything=false"], "trainer_defaults": {"logger": False}}
     found = warned(lambda: LightningCLI(BoringModel, run=False, **options))
-    assert any("args parameter" in text for text in found), "LightningCLI does not warn: leave sys.argv in LitlabCLI"
+    assert any("args parameter" in text for text in found), "LightningCLI does not warn: keep sys.argv in LitlabCLI"
 
 
 def test_jsonargparse_does_not_validate_null() -> None:
@@ -532,7 +537,7 @@ def test_jsonargparse_does_not_validate_null() -> None:
 def test_jsonargparse_cannot_write_an_enum_that_is_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
     from jsonargparse import _loaders_dumpers
 
-    monkeypatch.setitem(_loaders_dumpers.dumpers, "yaml", _loaders_dumpers.yaml_dump)  # whatever was set before
+    monkeypatch.setitem(_loaders_dumpers.dumpers, "yaml", _loaders_dumpers.yaml_dump)  # the original dumper
     parser = jsonargparse.ArgumentParser()
     parser.add_class_arguments(Timer, "timer")
     error = raised(lambda: parser.dump(parser.get_defaults()))
@@ -540,7 +545,7 @@ def test_jsonargparse_cannot_write_an_enum_that_is_a_default(monkeypatch: pytest
 
 
 class Failing:
-    """A class of a configuration, whose constructor raises an error of its own."""
+    """A class for a configuration; its constructor raises a KeyError."""
 
     def __init__(self, number: int = 1) -> None:
         raise KeyError("the real reason")
@@ -558,7 +563,7 @@ def test_jsonargparse_hides_what_a_constructor_raises() -> None:
 
 def test_yaml_accepts_a_key_that_stands_twice() -> None:
     error = raised(lambda: yaml.safe_load("a: 1\na: 2"))
-    assert not error, "PyYAML refuses such a key: config_file.py need not"
+    assert not error, "PyYAML refuses duplicate keys: delete that in config_file.py"
 
 
 # torch, torchmetrics, transformers
@@ -585,7 +590,7 @@ def test_flop_counter_keeps_a_function_from_being_compiled() -> None:
     with FlopCounterMode(display=False):
         function(torch.ones(2, 2))
     function(torch.ones(2, 2))
-    assert not compiled, "A function first called under FlopCounterMode is compiled later: delete Throughput._undecided"
+    assert not compiled, "A function called first under FlopCounterMode is compiled later: delete Throughput._undecided"
 
 
 def test_roc_auc_of_a_single_class_is_zero() -> None:
@@ -612,20 +617,20 @@ def test_t5_ties_embeddings_that_the_configuration_unties() -> None:
 def test_t5_with_more_decoder_layers_than_encoder_layers_cannot_generate() -> None:
     network = small_t5(num_decoder_layers=2)
     error = raised(lambda: network.generate(torch.tensor([[2, 1]]), max_new_tokens=2))
-    assert error == "IndexError", "Such a T5 generates: delete its refusal in grow"
+    assert error == "IndexError", "Such a T5 can generate: delete the check in grow"
 
 
 def test_encoder_repetition_penalty_favours_padding() -> None:
     processor = EncoderRepetitionPenaltyLogitsProcessor(penalty=2.0, encoder_input_ids=torch.tensor([[5, 0]]))
     scores = processor(torch.tensor([[1]]), torch.full((1, 6), -1.0))
-    assert scores[0, 0] > -1, "Padding is not favoured: delete what replaces it in T5Summarizer.generate"
+    assert scores[0, 0] > -1, "Padding is not favoured: do not replace it in T5Summarizer.hypotheses"
 
 
 # W&B
 
 
 class Server(WandbServer):
-    """Keeps the queries that it is asked."""
+    """Records all queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -654,7 +659,7 @@ def init_wandb(folder: Path, **settings: Any) -> Any:
 
 def test_wandb_login_asks_the_server_though_it_verifies_nothing(server: Server) -> None:
     wandb.login(prompt=False, verify=False)
-    assert server.requests, "wandb.login asks nobody: delete wandb.setup in choose_mode"
+    assert server.requests, "wandb.login sends no request: delete wandb.setup in choose_mode"
 
 
 def test_wandb_init_asks_for_the_user_before_its_timeout_counts(server: Server, tmp_path: Path) -> None:
@@ -678,7 +683,7 @@ def test_wandb_sync_stops_at_an_empty_log(server: Server, tmp_path: Path) -> Non
     (empty / "run-run.wandb").write_bytes(EMPTY_LOG)
     folders = sorted(map(str, tmp_path.glob("wandb/offline-run-*")))
     subprocess.run([sys.executable, "-m", "wandb", "sync", *folders], capture_output=True)
-    assert not server.rows, "wandb sync goes on after an empty log: delete EMPTY_LOG in Wandb._begin"
+    assert not server.rows, "wandb sync continues after an empty log: delete EMPTY_LOG in Wandb._begin"
 
 
 # UPSTREAM.md

@@ -51,6 +51,8 @@ def speed_up(network: PreTrainedModel) -> None:
 
 def _cast_once(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Cast the input of several matrix products as autocast would cast it for each of them."""
+    if torch.compiler.is_compiling():
+        return inputs  # the compiler merges equal casts, and that of torch 2.11 cannot trace `_product_dtype`
     return (inputs[0].to(_product_dtype(inputs[0])), *inputs[1:])
 
 

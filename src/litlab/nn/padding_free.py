@@ -1,7 +1,8 @@
-"""Batches without padding: the tokens of all texts in one row, and attention that stays within each text.
+"""Padding-free batches: the tokens of all texts in one row, with attention within each text only.
 
-The network computes for each text what it computes in a padded batch, but for dropout of attention weights, which torch's
-kernel does not have. Other dropout stays. MosaicBERT is trained so for the same reason (Portes et al., 2023).
+The network computes the same for each text as in a padded batch, except that attention weights have no dropout: torch's
+variable-length kernel does not support it. Other dropout stays. MosaicBERT trains without attention dropout for the same
+reason (Portes et al., 2023).
 """
 
 from typing import Any
@@ -13,17 +14,17 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import BertForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 NAMES = ("input_ids", "token_type_ids", "attention_mask")
-STEP = 32  # tokens per text to whose multiples shapes are rounded for torch.compile: 16 shapes up to 512 tokens
-GRAPHS = 40  # that are compiled at most: 16, as many for smaller last batches, and some; other shapes run uncompiled
+STEP = 32  # for torch.compile, tokens per text are rounded up to multiples of this: 16 shapes up to 512 tokens
+GRAPHS = 40  # most graphs to compile: 16, 16 for smaller last batches, 8 to spare; further shapes run uncompiled
 
 
 def has_kernel(network: PreTrainedModel, device: torch.device, precision: str) -> bool:
-    """Whether attention of this network runs in torch's kernel for texts of different length.
+    """Whether torch's variable-length attention kernel supports this network, device and precision.
 
     Args:
-        network: of any kind.
-        device: that it is on.
-        precision: of the trainer.
+        network: any network of transformers.
+        device: the device that holds the network.
+        precision: the trainer's precision, as Lightning names it.
     """
     if type(network) is not BertForSequenceClassification or device.type != "cuda" or torch.version.hip:
         return False
@@ -33,18 +34,19 @@ def has_kernel(network: PreTrainedModel, device: torch.device, precision: str) -
 
 
 def pack(batch: dict[str, Any], longest: int | None = None) -> dict[str, Any]:
-    """A batch whose texts, padded at their ends, lie one behind the other; what else it holds stays.
+    """Remove the padding of a batch: its texts follow each other in one row. All other entries stay.
 
-    On the CPU, before it is sent to the device: there, the number of tokens would have to be waited for.
+    Call it on the CPU, before the batch is sent to a GPU: there, it would wait for the number of tokens.
 
     Args:
-        batch: with `attention_mask`, `input_ids` and perhaps `token_type_ids`, each (batch, length).
-        longest: tokens of the longest text of any batch, if shapes are to repeat: tokens of no text follow, up to a multiple
-            of 32 per text.
+        batch: `attention_mask`, `input_ids` and optionally `token_type_ids`, each (batch, length), padded at the end.
+        longest: for shapes that repeat, the most tokens of any text of any batch: filler tokens are appended, up to a
+            multiple of 32 per text.
 
     Returns:
-        The batch with these three as (1, tokens), `position_ids` (1, tokens), `starts` (batch,), the place of each text's first
-        token, `cu_seqlens` (batch + 1 or 2,), these and the end of the last text, and `longest`, the most tokens of a text.
+        The batch with these three as (1, tokens), and with `position_ids` (1, tokens), `starts` (batch,), the index of each
+        text's first token, `cu_seqlens` (batch + 1,), or (batch + 2,) with filler, the starts and the end, and `longest`, the
+        most tokens of a text.
     """
     real = batch["attention_mask"].bool()
     rows, length = real.shape
@@ -55,21 +57,21 @@ def pack(batch: dict[str, Any], longest: int | None = None) -> dict[str, Any]:
     if longest:
         rest = -len(tokens["input_ids"]) % (STEP * rows)
         tokens = {name: F.pad(values, (0, rest)) for name, values in tokens.items()}
-        ends = torch.cat([ends, ends[-1:] + rest])  # one more text, perhaps empty, which nobody looks at
+        ends = torch.cat([ends, ends[-1:] + rest])  # the filler is one more text, whose output is unused
         length = max(longest, STEP * rows)
     more |= {name: values[None] for name, values in tokens.items()}
     return {**batch, **more, "cu_seqlens": ends, "longest": length}
 
 
 def widen(batch: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
-    """A batch with more padding, so that shapes repeat.
+    """Add padding to a batch, so that shapes repeat.
 
     Args:
-        batch: with `attention_mask`, `input_ids` and perhaps `token_type_ids`, each (batch, length).
-        config: of the network.
+        batch: `attention_mask`, `input_ids` and optionally `token_type_ids`, each (batch, length).
+        config: the network's configuration.
 
     Returns:
-        The batch, in which these have a length that is a multiple of 32, or the network's limit.
+        The batch, with these padded to a multiple of 32 tokens, or to the network's limit.
     """
     length = batch["attention_mask"].shape[1]
     more = -length % STEP
@@ -83,14 +85,14 @@ def widen(batch: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def compile_training(network: PreTrainedModel) -> None:
-    """Have torch compile the encoder when it is first called, once per shape; names of weights do not change."""
-    limits: Any = torch._dynamo.config  # beyond its limit, torch runs a new shape uncompiled
+    """Compile the encoder at its first call, once per shape; the names of the weights do not change."""
+    limits: Any = torch._dynamo.config  # shapes beyond its limit run uncompiled
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
     network.base_model.compile(dynamic=False)
 
 
 def classify(network: Any, batch: dict[str, Any]) -> Tensor:
-    """Logits, (batch, classes), of a packed batch, as BertForSequenceClassification makes them of a padded one."""
+    """Logits of a packed batch, (batch, classes), equal to those of BertForSequenceClassification for the padded one."""
     names = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens", "longest")
     hidden = network.bert(**{name: batch[name] for name in names if name in batch}).last_hidden_state[0]
     first = hidden[batch["starts"], None]  # (batch, 1, width)
@@ -100,23 +102,23 @@ def classify(network: Any, batch: dict[str, Any]) -> Tensor:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scaling: float | None
 ) -> Tensor:
-    """Attention of each token to those of its own text.
+    """Attention of each token to the tokens of its own text.
 
     Args:
-        query: (tokens, heads, width of a head).
-        key: as `query`.
-        value: as `query`.
-        cu_seqlens: where each text begins and the last one ends, (texts + 1,) int32.
+        query: (tokens, heads, head width).
+        key: (tokens, heads, head width).
+        value: (tokens, heads, head width).
+        cu_seqlens: index of each text's first token and of the end, (texts + 1,) int32.
         longest: most tokens of a text.
-        scaling: of the scores; None: one over the root of the width.
+        scaling: factor of the attention scores; None: 1 / sqrt(head width).
 
     Returns:
-        (tokens, heads, width of a head).
+        (tokens, heads, head width).
     """
     if query.is_cuda and query.dtype != torch.float32:
         ends = cu_seqlens
         return varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling)  # type: ignore[return-value]
-    # elsewhere, for tests: slow, because it computes what it masks
+    # without the kernel, for tests: slow, because it computes the attention scores between all texts and masks them
     text = torch.searchsorted(cu_seqlens, torch.arange(len(query)).to(cu_seqlens), right=True)
     query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
     same = text[:, None] == text

@@ -1,9 +1,9 @@
-"""Greedy decoding of a T5, and sampling from it, without the generality that costs `transformers` time at every token.
+"""Greedy decoding of a T5, and sampling from it, faster than `generate` of transformers.
 
-Greedy decoding gives the tokens of `generate(num_beams=1)`, but for rounding in bfloat16, and is faster (benchmarks/generation.py
-compares both): weights are cast to autocast's format and concatenated once per batch instead of at every token, repetitions are
-found in all summaries at once, and summaries that have ended leave the batch. On a GPU, where launching most kernels takes longer
-than running them, the work for one token is recorded once per shape and replayed as a CUDA graph.
+Greedy decoding returns the tokens of `generate(num_beams=1)`, up to rounding in bfloat16; benchmarks/generation.py compares both.
+It is faster because weights are cast to the autocast dtype and concatenated once per batch instead of once per token, repeated
+n-grams are found in all summaries at once, and finished summaries leave the batch. On a GPU, most kernels take longer to launch
+than to run: one decoding step is recorded as a CUDA graph, once per shape, and replayed for each token.
 """
 
 import inspect
@@ -16,27 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
-END_CHECK_INTERVAL = 8  # tokens between two checks on a GPU whether all summaries have ended: each synchronizes with it
-LENGTH_MULTIPLE = (
-    64  # tokens to whose multiples the texts' length is rounded on a GPU, so that recordings are used again
-)
-MIN_ACTIVE_SHARE = 0.7  # of a batch's summaries that have not ended; if fewer are left, the others leave the batch
+END_CHECK_INTERVAL = 8  # on a GPU, tokens between two checks whether all summaries have ended: each check synchronizes
+LENGTH_MULTIPLE = 64  # on a GPU, the texts' length is rounded up to a multiple of this, so that recordings are reused
+MIN_ACTIVE_SHARE = 0.7  # if fewer of a batch's summaries are unfinished, the finished ones leave the batch
 
-# the argument of forward() and generate() that takes a cache: transformers 5.24 renamed it
+# name of the cache argument of forward() and generate(): transformers 5.24 renamed it
 CACHE_ARGUMENT = (
     "cache" if "cache" in inspect.signature(T5ForConditionalGeneration.forward).parameters else "past_key_values"
 )
 
 
 class _Layer:
-    """One layer of the decoder, with the cached keys and values of every summary and its text.
+    """One decoder layer with the cached keys and values of all summaries and texts.
 
     Args:
         block: the layer's modules.
         encoded: the encoder's output, (batch, text length, model width).
-        dtype: of matrix products.
+        dtype: dtype of the matrix products.
         limit: most tokens of a summary.
-        count: summaries of each text.
+        count: summaries per text.
     """
 
     def __init__(self, block: nn.Module, encoded: Tensor, dtype: torch.dtype, limit: int, count: int = 1) -> None:
@@ -48,8 +46,8 @@ class _Layer:
         self.inner_output, self.cross_output = inner.o.weight.to(dtype), cross.o.weight.to(dtype)
         self.cross_query = cross.q.weight.to(dtype)
         encoded = encoded.to(dtype)
-        # keys (batch, heads, length, head width) and values (batch, heads, head width, length), of the texts and of the summaries:
-        # float32 tensors with the precision of `dtype`, laid out in memory in the order in which they are read
+        # keys (batch, heads, length, head width) and values (batch, heads, head width, length), of texts and summaries: float32
+        # tensors with the precision of `dtype`, contiguous in the order in which they are read
         (keys,) = self._heads(F.linear(encoded, cross.k.weight.to(dtype)), 1)
         values = cross.v.weight.to(dtype) @ encoded.flatten(0, 1).T  # (heads x width, batch x length)
         values = values.view(self.heads, -1, *encoded.shape[:2]).permute(2, 0, 1, 3)
@@ -66,12 +64,11 @@ class _Layer:
         """The layer's output for the last token of each summary, (batch, 1, model width).
 
         Args:
-            hidden: the output of the layer below.
-            position: of the token, an integer or, for shapes that do not change, a tensor (1,).
-            bias: of its attention to the tokens up to itself, (1, heads, 1, position + 1), or to all, (1, heads, 1, limit).
-            text_bias: 0 for the tokens of the texts, nearly minus infinity for padding, (batch, 1, 1, text length).
-            slots: of each summary among those of all texts that are left, with `count` of each, (summaries,); None: each is
-                the only one of its text.
+            hidden: output of the layer below, (batch, 1, model width).
+            position: index of the token: an integer, or a tensor (1,) if shapes must not change.
+            bias: position bias to the tokens so far, (1, heads, 1, position + 1), or to all, (1, heads, 1, limit).
+            text_bias: 0 for the tokens of the texts, the lowest float32 for padding, (batch, 1, 1, text length).
+            slots: index of each summary among `count` per remaining text, (summaries,); None: one summary per text.
         """
         # self-attention over the summary so far
         query, key, value = self._heads(F.linear(self.inner_norm(hidden).to(self.dtype), self.inner_inputs), 3)
@@ -98,7 +95,7 @@ class _Layer:
         return self.feed_forward(hidden)
 
     def keep(self, rows: Tensor, texts: Tensor) -> None:
-        """Drop all summaries but these rows, and all texts but theirs."""
+        """Keep only these summaries and these texts."""
         self.keys, self.values = self.keys[rows], self.values[rows]
         self.text_keys, self.text_values = self.text_keys[texts], self.text_values[texts]
 
@@ -108,8 +105,8 @@ class _Layer:
         return projected.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """Attention of few queries, (batch, queries, heads x width), without scaling."""
-        # in float32: torch's own bfloat16 kernel takes ten times as long
+        """Unscaled attention of a few queries, (batch, queries, heads x width)."""
+        # in float32: torch's bfloat16 kernel is ten times slower
         with torch.autocast(query.device.type, enabled=False):
             scores = (keys @ query.float().transpose(2, 3)).transpose(2, 3) + bias
             attended = values @ scores.softmax(dim=3).transpose(2, 3)
@@ -124,17 +121,17 @@ def greedy(
     max_new_tokens: int,
     no_repeat_ngram_size: int,
 ) -> Tensor:
-    """The most probable token after each, until a summary ends.
+    """Greedy decoding: append the most probable token until every summary has ended.
 
     Args:
         network: a T5 in evaluation mode.
         input_ids: texts as tokens, (batch, length).
         attention_mask: 1 for tokens, 0 for padding, (batch, length).
         max_new_tokens: most tokens of a summary.
-        no_repeat_ngram_size: no sequence of this many tokens occurs twice in a summary; 0: no such rule.
+        no_repeat_ngram_size: no n-gram of this many tokens occurs twice in a summary; 0: no such limit.
 
     Returns:
-        Summaries as tokens, (batch, at most max_new_tokens), padded behind their ends.
+        Summaries as tokens, (batch, at most max_new_tokens), padded after their ends.
     """
     if input_ids.device.type == "cuda":
         return fixed_shapes(network, input_ids, attention_mask, max_new_tokens, no_repeat_ngram_size)
@@ -150,20 +147,20 @@ def greedy(
 
 @torch.no_grad()
 def sample(network: T5ForConditionalGeneration, encoded: Tensor, attention_mask: Tensor, uniforms: Tensor) -> Tensor:
-    """Several summaries of each text, every token drawn with the probability that the network gives it.
+    """Sample several summaries of each text, each token with its probability.
 
     Args:
         network: a T5 in evaluation mode.
         encoded: the encoder's output, (batch, length, model width).
         attention_mask: 1 for tokens, 0 for padding, (batch, length).
-        uniforms: uniform random numbers from 0 to 1, one per token, (batch x summaries of a text, longest summary).
+        uniforms: uniform random numbers from 0 to 1, one per token, (batch x summaries per text, most tokens of a summary).
 
     Returns:
-        Summaries as tokens, (batch x summaries of a text, at most the longest), padded behind their ends.
+        Summaries as tokens, (batch x summaries per text, at most as many tokens), padded after their ends.
     """
 
     def choose(logits: Tensor, written: Tensor, rows: Tensor) -> Tensor:
-        # inverse transform sampling; torch.multinomial draws a number per token of the vocabulary and takes ten times as long
+        # inverse transform sampling; torch.multinomial draws a number per token of the vocabulary and is ten times slower
         sums = logits.softmax(dim=1).cumsum(dim=1)
         drawn = uniforms[rows, written.shape[1] - 1, None] * sums[:, -1:]
         return torch.searchsorted(sums, drawn, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
@@ -179,16 +176,16 @@ def _decode(
     choose: Callable[[Tensor, Tensor, Tensor], Tensor],
     count: int = 1,
 ) -> Tensor:
-    """Summaries, token by token, (batch x count, at most max_new_tokens).
+    """Write summaries token by token, (batch x count, at most max_new_tokens).
 
     Args:
-        network: as of `greedy`.
+        network: a T5 in evaluation mode.
         encoded: the encoder's output, (batch, length, model width).
-        attention_mask: as of `greedy`.
-        max_new_tokens: as of `greedy`.
-        choose: returns the next tokens, (rows,), given their logits, (rows, vocabulary), the tokens so far, (rows, position + 1),
-            and which rows of all summaries these are, (rows,).
-        count: summaries of each text.
+        attention_mask: 1 for tokens, 0 for padding, (batch, length).
+        max_new_tokens: most tokens of a summary.
+        choose: returns the next tokens, (rows,), given their logits, (rows, vocabulary), the tokens so far,
+            (rows, position + 1), and the indices of these rows among all summaries, (rows,).
+        count: summaries per text.
     """
     device, config = encoded.device, network.config
     decoder: Any = network.decoder
@@ -200,7 +197,7 @@ def _decode(
     head = network.lm_head.weight.to(dtype)
     text_bias = (attention_mask[:, None, None] - 1) * -torch.finfo(torch.float32).min
 
-    # tokens of all summaries, beginning with the decoder's start; `rows` are those that have not ended, `texts` their texts
+    # tokens of all summaries, after the decoder's start token; `rows` are the unfinished ones, `texts` their texts
     tokens = torch.full((len(encoded) * count, max_new_tokens + 1), pad, device=device)
     tokens[:, 0] = _start_token(network)
     rows, texts = torch.arange(len(tokens), device=device), torch.arange(len(encoded), device=device)
@@ -216,7 +213,7 @@ def _decode(
             hidden = hidden * config.d_model**-0.5
         logits = F.linear(hidden[:, 0].to(dtype), head).float()
 
-        # the next token, padding for summaries that have ended
+        # the next token; padding for finished summaries
         chosen = choose(logits, tokens[rows, : position + 1], rows).masked_fill(ended, pad)
         tokens[rows, position + 1] = chosen
         ended |= torch.isin(chosen, ends)
@@ -224,7 +221,7 @@ def _decode(
         if left == 0:
             return tokens[:, 1 : position + 2]
 
-        # let ended summaries, and texts without others, leave the batch
+        # drop finished summaries, and texts that have no unfinished one
         if left < MIN_ACTIVE_SHARE * len(rows):
             kept_rows = (~ended).nonzero()[:, 0]
             rows, ended = rows[kept_rows], ended[kept_rows]
@@ -237,35 +234,35 @@ def _decode(
 
 
 class BeamCache(EncoderDecoderCache):
-    """The cache of a T5's decoder in beam search that does not copy keys and values of the texts: all hypotheses of a text share them."""
+    """A T5 decoder's cache for beam search that does not copy the texts' keys and values: hypotheses of a text share them."""
 
     def __init__(self) -> None:
         super().__init__(DynamicCache(), DynamicCache())
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Continue with these hypotheses; each comes from one of the same text."""
+        """Select hypotheses; each replaces one of the same text."""
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
 def end_tokens(network: T5ForConditionalGeneration) -> Tensor:
-    """The tokens that end a summary, none, one or several, (ends,)."""
+    """The end-of-sequence tokens, none, one or several, (ends,)."""
     ends = network.generation_config.eos_token_id
     return torch.as_tensor([] if ends is None else ends, dtype=torch.long, device=network.device).view(-1)
 
 
 def _start_token(network: T5ForConditionalGeneration) -> int:
-    start = network.generation_config.decoder_start_token_id  # some saved models have it in their config only
+    start = network.generation_config.decoder_start_token_id  # some saved models have it only in their config
     return network.config.decoder_start_token_id if start is None else start
 
 
 def _biases(network: T5ForConditionalGeneration, limit: int, dtype: torch.dtype) -> Tensor:
-    """The relative position bias of every token to every other, float32 with the precision of `dtype`, (1, heads, limit, limit)."""
+    """The relative position bias between all tokens, float32 with the precision of `dtype`, (1, heads, limit, limit)."""
     block: Any = network.decoder.block[0]
     return block.layer[0].SelfAttention.compute_bias(limit, limit, network.device).to(dtype).float()
 
 
 def _ban_repeats(logits: Tensor, written: Tensor, size: int) -> None:
-    """Make every token impossible that would complete a sequence of `size` tokens that is in the summary already."""
+    """Forbid tokens that would repeat an n-gram of `size` tokens: set their logits to minus infinity, in place."""
     length = written.shape[1]
     if length < size:
         return
@@ -276,14 +273,14 @@ def _ban_repeats(logits: Tensor, written: Tensor, size: int) -> None:
 
 
 class _Recording:
-    """The work for one token of every summary, on tensors with fixed addresses, so that a GPU can replay it as a graph.
+    """One decoding step on tensors with fixed addresses, so that a GPU can replay it as a graph.
 
     Args:
         network: a T5 in evaluation mode.
-        layers: of its decoder.
+        layers: the decoder's layers.
         size: number of summaries, tokens of a text, most tokens of a summary.
-        dtype: of matrix products.
-        no_repeat_ngram_size: as of `greedy`.
+        dtype: dtype of the matrix products.
+        no_repeat_ngram_size: no n-gram of this many tokens occurs twice in a summary; 0: no such limit.
     """
 
     def __init__(
@@ -311,7 +308,7 @@ class _Recording:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def begin(self, network: T5ForConditionalGeneration, layers: list[_Layer], attention_mask: Tensor) -> None:
-        """Copy in the texts of this batch, and the weights, which may have been trained since the last one."""
+        """Copy in this batch's texts, and the weights: they may have changed since the last batch."""
         for mine, new in zip(self.layers, layers, strict=True):
             for name, tensor in vars(new).items():
                 if torch.is_tensor(tensor) and name not in ("keys", "values"):
@@ -324,7 +321,7 @@ class _Recording:
         self.reset()
 
     def reset(self) -> None:
-        """Go to the first token."""
+        """Return to the first token."""
         self.tokens.fill_(self.pad)
         self.tokens[:, 0] = self.start
         for state in (self.ended, self.position, self.used):
@@ -347,7 +344,7 @@ class _Recording:
         self.graph = graph
 
     def run(self) -> Tensor:
-        """The summaries as tokens, (batch, at most limit)."""
+        """Write the summaries as tokens, (batch, at most limit)."""
         for done in range(self.limit):
             if done % END_CHECK_INTERVAL == 0 and done and bool(self.ended.all()):
                 break
@@ -358,7 +355,7 @@ class _Recording:
         return self.tokens[:, 1 : int(self.used) + 1].clone()
 
     def step(self) -> None:
-        """Append one token to every summary, padding if it has ended."""
+        """Append one token to every summary; padding if it has ended."""
         self.used += (~self.ended).any()
         bias = self.biases.index_select(2, self.position)
         bias = bias.masked_fill(self.positions[: self.limit] > self.position, torch.finfo(torch.float32).min)
@@ -375,17 +372,19 @@ class _Recording:
         self.ended |= (chosen[:, None] == self.ends).any(dim=1)
 
     def _ban_repeats(self, logits: Tensor) -> None:
-        """As `_ban_repeats`, for any position."""
+        """The same as the function `_ban_repeats`, with shapes that do not depend on the position."""
         size = self.ngram
         windows = self.tokens.unfold(1, size, 1)  # (batch, windows, size)
-        last = self.positions[: size - 1] + self.position + 2 - size  # of the last tokens; below 0 if there are fewer
+        last = (
+            self.positions[: size - 1] + self.position + 2 - size
+        )  # indices of the last tokens; negative at the start
         recent = self.tokens.index_select(1, last.clamp(min=0))
         again = (windows[:, :, :-1] == recent[:, None]).all(dim=2)  # (batch, windows)
-        again &= self.positions[size - 1 :] <= self.position  # windows that are written already
+        again &= self.positions[size - 1 :] <= self.position  # only windows of written tokens
         logits.scatter_add_(1, windows[:, :, -1], torch.where(again, -torch.inf, 0.0))
 
 
-# the newest recording of each network: texts come longest first, so that a shape does not come back soon
+# the newest recording of each network: texts come longest first, so an old shape does not return
 _recordings: WeakKeyDictionary[Any, tuple[Any, _Recording]] = WeakKeyDictionary()
 
 
@@ -396,13 +395,13 @@ def fixed_shapes(
     max_new_tokens: int,
     no_repeat_ngram_size: int,
 ) -> Tensor:
-    """As `greedy`, with tensors whose shapes and addresses stay the same from token to token."""
+    """The same as `greedy`, on tensors whose shapes and addresses do not change from token to token."""
     device = input_ids.device
     casts = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if casts else network.dtype
     more = -input_ids.shape[1] % LENGTH_MULTIPLE
     input_ids, attention_mask = F.pad(input_ids, (0, more)), F.pad(attention_mask, (0, more))
-    # no inference mode, whose tensors cannot be written to outside of it; no cache of casts, which a recording would outlive
+    # inference mode is off: its tensors cannot be changed later; autocast's cache is off: a recording would outlive it
     with (
         torch.inference_mode(False),
         torch.no_grad(),

@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import FSDPPrecision, Precision
 
 from litlab.runs.directory import RunDirectory
 from litlab.runs.start import Start
@@ -87,6 +88,13 @@ def prepare_fit(trainer: Trainer, interrupts: Interrupts) -> None:
     trainer.fit_loop = FitLoop(trainer, callback_of(trainer, LastCheckpoint), interrupts)
     if type(trainer.precision_plugin) in (Precision, precision.Bf16Mixed):  # others scale or shard gradients
         trainer.precision_plugin.clip_grad_by_norm = callback_of(trainer, Guard).clip  # type: ignore[method-assign]
+    elif isinstance(trainer.precision_plugin, FSDPPrecision):
+        trainer.precision_plugin.clip_grad_by_norm = partial(clip_sharded, trainer)  # type: ignore[method-assign]
+
+
+def clip_sharded(trainer: Trainer, optimizer: Any, clip_val: float) -> None:
+    """Clip by the norm of the whole gradient, of which each rank holds a part: Lightning's FSDPPrecision refuses to."""
+    trainer.strategy.model.clip_grad_norm_(clip_val)  # type: ignore[union-attr, operator]
 
 
 def use_own_signal_handlers(trainer: Trainer) -> None:
