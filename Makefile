@@ -6,6 +6,7 @@
 #   ARGS="..."  options that are passed on, e.g. ARGS="--model.learning_rate=3e-3 -c configs/hardware/ddp.yaml"
 #   FAST=1  with setup: also ROUGE in Rust, many times faster
 #   SYSTEM_TORCH=1  with setup: use the torch that PYTHON already has, as on a cluster, instead of the pinned one
+#   UPGRADE=1  with lock: the newest versions that pyproject.toml admits, instead of as few changes as possible
 
 PYTHON ?= python3
 RUN ?= latest
@@ -15,17 +16,17 @@ FILE := configs/experiment/$(EXP).yaml
 CONFIG := $(firstword $(wildcard $(FILE) recipes/*/configs/$(EXP).yaml) $(FILE))
 START = $(if $(EXP)$(if $(NAMED),,x),-c $(CONFIG)) $(RESUME:%=--resume=%) $(FORK:%=--fork=%) $(INIT:%=--init=%)
 PIP := .venv/bin/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --constraint .venv/constraints.txt
+LOCKED := $(PIP) install --quiet --require-hashes --no-deps --requirement
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval test test-slow fuzz drill bench bench-quality lint format notebook clean
+.PHONY: help setup train eval test test-slow fuzz drill bench bench-quality lint lint-all format notebook clean lock
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-setup: .venv/installed $(if $(FAST),.venv/installed-fast) ## create .venv and install litlab with the exact versions of constraints.txt
+setup: .venv/installed $(if $(FAST),.venv/installed-fast) ## create .venv and install litlab with the exact versions in requirements/
 
-train: .venv/installed ## train an experiment: make train EXP=mnist_mlp ARGS="--model.learning_rate=3e-3"
+train: .venv/installed $(if $(findstring tensorboard,$(ARGS)),.venv/installed-tensorboard) ## train an experiment: make train EXP=mnist_mlp ARGS="--model.learning_rate=3e-3"
 	@$(LITLAB) fit $(START) $(ARGS)
 
 eval: .venv/installed ## score a run on the test split: make eval RUN=latest
@@ -55,29 +56,35 @@ lint: .venv/installed-dev ## check format, style and types
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 
+lint-all: lint ## as lint, and check the types for every Python version from 3.12 on, too
+	@for version in 3.12 3.13 3.14; do .venv/bin/mypy --python-version $$version || exit 1; done
+
 format: .venv/installed-dev ## rewrite the code in the project's format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-notebook: .venv/installed-dev ## open a run in Jupyter: its curves and its wrong predictions
-	@$(INSTALL) jupyterlab && .venv/bin/jupyter lab notebooks/read_a_run.ipynb
+notebook: .venv/installed-notebook ## open a run in Jupyter: its curves and its wrong predictions
+	@.venv/bin/jupyter lab notebooks/read_a_run.ipynb
+
+lock: ## write requirements/ anew from pyproject.toml: exact versions with hashes (torch: constraints.txt)
+	@$(PYTHON) requirements/lock.py $(if $(UPGRADE),--upgrade)
 
 clean: ## remove .venv; runs, data and the shared cache stay
 	rm -rf .venv
 
-.venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"litlab needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
+.venv/installed: pyproject.toml constraints.txt requirements/core.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 15) else f"litlab needs Python 3.11 to 3.14, this is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
 	@echo "installing litlab into .venv (once; a few minutes, most of them torch)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) .venv
-	@$(if $(SYSTEM_TORCH),grep -v '^torch==',cat) constraints.txt > .venv/constraints.txt
-	@$(INSTALL) --editable .
+	@$(LOCKED) requirements/core.txt
+	@if grep -q 'include-system-site-packages = true' .venv/pyvenv.cfg; then \
+		.venv/bin/python -c 'import torch' || { echo "SYSTEM_TORCH=1, but $(PYTHON) has no torch: install it there, or use make clean setup"; exit 2; }; \
+	else $(PIP) install --quiet --constraint constraints.txt torch; fi
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/installed-fast: .venv/installed requirements-fast.txt
-	@$(PIP) install --quiet --require-hashes --no-deps --requirement requirements-fast.txt
-	@touch $@
-
-.venv/installed-dev: .venv/installed-fast
-	@echo "installing what the tests need (once)"
-	@$(INSTALL) --editable ".[dev]"
+# the extras of pyproject.toml: installed when a target first needs them
+.venv/installed-%: .venv/installed requirements/%.txt
+	@echo "installing what is needed for this (once): requirements/$*.txt"
+	@$(LOCKED) requirements/$*.txt
 	@touch $@

@@ -1,8 +1,7 @@
-"""What the repository promises about itself."""
+"""Conventions of the repository: YAML files, README and Makefile."""
 
 import re
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def test_every_yaml_begins_with_what_it_is_for(file: Path) -> None:
 def test_every_experiment_parses_and_says_how_to_start_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
     assert f"make train EXP={file.stem}" in file.read_text()
-    monkeypatch.setattr(LitlabCLI, "instantiate_classes", lambda cli: None)  # which would fetch models and data
+    monkeypatch.setattr(LitlabCLI, "instantiate_classes", lambda cli: None)  # it would download models and data
     assert LitlabCLI(["-c", str(file)]).config.experiment == file.stem
 
 
@@ -56,16 +55,6 @@ def test_every_make_target_and_file_that_the_readme_names_exists() -> None:
     for path in re.findall(r"`((?:configs|src|notebooks|tests|recipes)/[\w./]*)`", README):
         assert (PROJECT / path).exists(), path
     assert set(re.findall(r"bin/litlab (\w+)", README)) <= set(COMMANDS)
-
-
-def test_every_dependency_is_pinned_in_the_constraints() -> None:
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
-    pinned = {
-        line.split("==")[0].lower().replace("_", "-") for line in (PROJECT / "constraints.txt").read_text().splitlines()
-    }
-    names = {re.split(r"[\[<>=; ]", name)[0].lower().replace("_", "-") for name in wanted} - {"litlab", "pip"}
-    assert names <= pinned
 
 
 def test_experiments_are_listed_in_the_readme() -> None:

@@ -1,4 +1,4 @@
-"""How a training keeps its run directory true: opened at its start, its end recorded whatever ends it."""
+"""Opens the run directory of a training, and records in run.json how the training ends."""
 
 import hashlib
 import shlex
@@ -19,16 +19,18 @@ from litlab.training.ranks import is_child
 
 
 def open_run(job: Job) -> None:
-    """Make the run directory, or continue the one that is locked.
+    """Create the run directory, or continue a run whose directory is locked.
 
     Raises:
-        BadInput: if the data are not those that the run began with.
+        BadInput: if the data differ from those that the run was started with.
     """
     run, start = job.run, job.start
     if not run.is_locked:
+        # a new run
         run.create(job.config, {**opening_record(job), "parent": start.parent}, job.project, start.copied)
         length = load(start.checkpoint)["litlab"]["metrics_csv"] if start.checkpoint else None
     else:
+        # a run that continues: refuse other data before run.json changes
         record = run.record()
         run.tidy()
         _refuse_other_data(job, record)
@@ -39,60 +41,62 @@ def open_run(job: Job) -> None:
         resumed = [*record.get("resumed", []), {"at": now(), "step": step, "command": command_line(job.arguments)}]
         run.update_record(status="running", ended=None, resumed=resumed)
         print(f"continuing {short_path(run.path)} from step {step:,}", file=sys.stderr)
+    # metrics.csv ends at the checkpoint
     for logger in job.trainer.loggers:
         if isinstance(logger, MetricsCsv) and length:
             logger.truncate(*length)
 
 
 def _refuse_other_data(job: Job, record: dict[str, Any]) -> None:
-    """Compare the data with those that a run began with.
+    """Compare the data with those that the run was started with.
 
     Raises:
-        BadInput: if they differ, with what differs.
+        BadInput: if they differ, with the differences.
     """
     before, after = record.get("data_fingerprint"), getattr(job.datamodule, "fingerprint", None)
     if before is None or before == after:
         return
     changes = differences(record.get("data") or {}, getattr(job.datamodule, "facts", {}))
     raise BadInput(
-        f"the data are not those that {job.run.path} began with ({describe_differences(changes) or 'their fingerprint differs'}): bring "
-        f"them back, or continue with these in a new run with --fork={job.run.experiment}/{job.run.id}."
+        f"the data differ from those of {job.run.path} ({describe_differences(changes) or 'the fingerprint differs'}): "
+        f"restore them, or continue with the new data in a new run with --fork={job.run.experiment}/{job.run.id}."
     )
 
 
 def _report_changes(record: dict[str, Any]) -> None:
-    """Print what may keep a run from going on bit for bit: other packages, another machine."""
+    """Print changes of packages and hardware, after which results may not be bit-identical."""
     here = machine()
     before = {name: record.get(name, {}) for name in here}
     if changes := differences(before, here):
         print(
-            f"attention  since the run began: {describe_differences(changes)}; it may not go on bit for bit",
+            f"attention  changed since the run started: {describe_differences(changes)}; "
+            "results may not be bit-identical",
             file=sys.stderr,
         )
 
 
 @contextmanager
-def recorded(job: Job, new: bool) -> Iterator[None]:
-    """Keep run.json true about how a training ends: finished, failed, stopped or interrupted.
+def record_outcome(job: Job, new: bool) -> Iterator[None]:
+    """Record in run.json how a training ends: finished, failed, stopped or interrupted.
 
-    A new run that ends before its first step, because its settings do not fit, is removed again.
+    A new run that ends before its first step because of bad input is removed.
 
     Args:
-        job: what is trained.
-        new: whether the run begins with this training.
+        job: the training.
+        new: whether this training has created the run.
 
     Raises:
         SystemExit: with status 75 if the training was interrupted.
     """
-    status, exit_code, useless = "failed", 1, False
+    status, exit_code, remove = "failed", 1, False
     try:
         yield
         status, exit_code = "finished", 0
     except BadInput as error:
-        begun_at = (job.start.parent or {}).get("step", 0)
-        useless = new and job.trainer.global_step <= begun_at and not isinstance(error.__cause__, OSError)
+        first_step = (job.start.parent or {}).get("step", 0)
+        remove = new and job.trainer.global_step <= first_step and not isinstance(error.__cause__, OSError)
         raise
-    except (SystemExit, KeyboardInterrupt):  # Lightning ends with one of these on Ctrl-C and on SIGTERM
+    except (SystemExit, KeyboardInterrupt):  # raised on Ctrl-C and SIGTERM
         status, exit_code = "interrupted", INTERRUPTED
         raise SystemExit(0 if is_child() else INTERRUPTED) from None
     except StoppedByGuard:
@@ -102,28 +106,28 @@ def recorded(job: Job, new: bool) -> Iterator[None]:
         raise
     finally:
         if job.trainer.is_global_zero:
-            _close(job, status, exit_code, useless)
+            _close(job, status, exit_code, remove)
 
 
-def _close(job: Job, status: str, exit_code: int, useless: bool) -> None:
-    """Record the end, end the W&B run, give the lock back, and print how to continue."""
+def _close(job: Job, status: str, exit_code: int, remove: bool) -> None:
+    """Write the status to run.json, end the W&B run, unlock the run, and print how to continue it."""
     if status == "finished":
-        finish_wandb(exit_code)  # first: a run that is killed while it waits is continued, and finished again
-    with suppress(OSError):  # a full or vanished disk has been reported by what was to be written before
+        finish_wandb(exit_code)  # before run.json: a run that is killed while W&B uploads is not finished yet
+    with suppress(OSError):  # an earlier write has reported a full or missing disk
         job.run.update_record(status=status, ended=now(), **data_record(job))
     if status != "finished":
         finish_wandb(exit_code)
-    if useless:
+    if remove:
         job.run.discard()
     job.run.release()
-    if status != "finished" and not useless:
+    if status != "finished" and not remove:
         print(f"\nrun   {short_path(job.run.path)} ({status})", file=sys.stderr)
         print(f"next  make train RESUME={job.run.experiment}/{job.run.id}   continues it", file=sys.stderr)
 
 
 def opening_record(job: Job) -> dict[str, Any]:
-    """What run.json says from the first moment: how the run came about and on what it runs."""
-    lock, words = job.project / "constraints.txt", job.arguments
+    """Return the initial content of run.json: command, settings, data, packages and hardware."""
+    lock, words = job.project / "requirements" / "core.txt", job.arguments
     experiment = next((number for number, word in enumerate(words) if word in ("-c", "--config")), len(words))
     return {
         "status": "running",
@@ -141,11 +145,11 @@ def opening_record(job: Job) -> dict[str, Any]:
 
 
 def data_record(job: Job) -> dict[str, Any]:
-    """What run.json says of the data: their fingerprint, what it is made of, and the names of the classes."""
+    """Return the description of the data for run.json: fingerprint, the facts it is computed from, and class names."""
     names = {"data_fingerprint": "fingerprint", "data": "facts", "class_names": "class_names"}
     return {key: getattr(job.datamodule, name, None) for key, name in names.items()}
 
 
 def command_line(arguments: list[str]) -> str:
-    """The command, as it can be typed again."""
+    """Return the command as a line for the shell."""
     return shlex.join(["litlab", "fit", *arguments])

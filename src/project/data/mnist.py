@@ -22,7 +22,7 @@ class MNIST(LightningDataModule):
     trainer's device, where all images stay (55 MB).
 
     Args:
-        source: "catalog" (a pinned Python package), "hub" (Hugging Face Hub, needs Pillow), or a folder with the four
+        source: "catalog" (a pinned Python package), "hub" (Hugging Face Hub), or a folder with the four
             official IDX files, gzipped or not.
         batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
         evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.

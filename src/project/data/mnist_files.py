@@ -152,13 +152,8 @@ def _download_from_hub(file: str) -> Path:
 
 def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow.parquet
+    from PIL import Image
 
-    try:
-        from PIL import Image
-    except ImportError:
-        raise BadInput(
-            "decoding the Hub's images needs Pillow: pip install pillow, or use --data.source=catalog."
-        ) from None
     table = pyarrow.parquet.read_table(path)
     images = [np.asarray(Image.open(io.BytesIO(image["bytes"]))).reshape(784) for image in table["image"].to_pylist()]
     return np.stack(images), table["label"].to_numpy().astype(np.uint8)
