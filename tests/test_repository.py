@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from litlab.cli.lightning_cli import LitlabCLI
-from litlab.cli.main import COMMANDS
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(PROJECT.glob("recipes/*/configs/*.yaml"))
@@ -39,22 +38,6 @@ def test_every_experiment_parses_and_says_how_to_start_it(file: Path, monkeypatc
     assert f"make train EXP={file.stem}" in file.read_text()
     monkeypatch.setattr(LitlabCLI, "instantiate_classes", lambda cli: None)  # it would download models and data
     assert LitlabCLI(["-c", str(file)]).config.experiment == file.stem
-
-
-def test_the_readme_begins_with_the_two_commands() -> None:
-    commands = [line for line in README.splitlines() if line.startswith("make ")]
-    assert commands[0].startswith("make train EXP=mnist_mlp") and commands[1].startswith("make test")
-
-
-def test_every_make_target_and_file_that_the_readme_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
-    named = {
-        name for pair in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+) ?[A-Z`]", README, re.MULTILINE) for name in pair
-    }
-    assert named - {""} <= targets
-    for path in re.findall(r"`((?:configs|src|notebooks|tests|recipes)/[\w./]*)`", README):
-        assert (PROJECT / path).exists(), path
-    assert set(re.findall(r"bin/litlab (\w+)", README)) <= set(COMMANDS)
 
 
 def test_experiments_are_listed_in_the_readme() -> None:
