@@ -1,4 +1,4 @@
-"""What the tests of the project's models and data share: a project folder with its experiments."""
+"""Shared fixtures for the project's models and data: a project folder with its experiments."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,7 @@ MakeProject = Callable[[Path, Path], Path]
 
 @pytest.fixture(scope="session")
 def make_project() -> MakeProject:
-    """Makes a project folder with the real configs, whose mnist_mlp trains on the small MNIST in `source` for two epochs."""
+    """A function that creates a project folder with the real configs; mnist_mlp uses a small MNIST and two epochs."""
 
     def make(folder: Path, source: Path) -> Path:
         shutil.copytree(PROJECT / "configs", folder / "configs")
@@ -34,5 +34,5 @@ def make_project() -> MakeProject:
 
 @pytest.fixture
 def project(make_project: MakeProject, tmp_path: Path, idx_folder: Path) -> Path:
-    """Such a folder."""
+    """A project folder with the small MNIST."""
     return make_project(tmp_path / "project", idx_folder)

@@ -1,4 +1,4 @@
-"""What the user gets wrong with the texts, images and models of the three experiments: one sentence each, and nothing is lost."""
+"""User mistakes with the texts, images and models of the experiments: each gives one sentence, and no file is lost."""
 
 import gzip
 import io
@@ -23,7 +23,7 @@ from bad_input import (
 from conftest import Command
 from in_process import fit
 
-# what most commands begin with
+# the beginning of most commands
 MNIST = "fit -c configs/experiment/mnist_mlp.yaml"
 TEXTS = "fit -c configs/experiment/bert_cls.yaml --model.pretrained=bert --data.max_length=null --data.source="
 SUMMARIES = "fit -c configs/experiment/t5_sum.yaml --model.pretrained=t5 --data.source="
@@ -54,7 +54,11 @@ SETTINGS = [
         ["--model.hidden=3: BertClassifier has no option 'hidden'", "it has pretrained, "],
     ),
     Case("a linked tokenizer", f"{TEXTS}reviews.csv --data.tokenizer=x", ["--data.tokenizer=x", "model.pretrained"]),
-    Case("no pretrained model", f"{TEXTS}reviews.csv --model.pretrained=null", ["--model.pretrained=null", "text"]),
+    Case(
+        "no pretrained model",
+        f"{TEXTS}reviews.csv --model.pretrained=null",
+        ["--model.pretrained=null", "expected string"],
+    ),
     Case(
         "a pretrained model that is not there",
         f"{TEXTS}reviews.csv --model.pretrained=./nothing",
@@ -73,7 +77,7 @@ SETTINGS = [
     Case(
         "weights that are cut short",
         f"{TEXTS}reviews.csv",
-        ["the model in bert cannot be loaded", "fetch or save it again"],
+        ["the model in bert cannot be loaded", "download or save it again"],
         steps=[change("bert/model.safetensors", lambda content: content[:100])],
     ),
     Case("texts that are too long", f"{TEXTS}reviews.csv --data.max_length=99", ["--data.max_length=99", "at most 64"]),
@@ -90,7 +94,7 @@ SETTINGS = [
     Case(
         "a cache below a file",
         f"{TEXTS}reviews.csv",
-        ["cannot write to the cache", "reviews.csv/tokens", "set LITLAB_CACHE"],
+        ["cannot write to the folder", "reviews.csv/tokens", "set LITLAB_CACHE"],
         environment={"LITLAB_CACHE": "reviews.csv"},
     ),
 ]
@@ -233,7 +237,7 @@ DATA = [
     Case(
         "labels of other images",
         MNIST,
-        ["idx has 600 train images but 200 train labels", "do not belong together"],
+        ["idx has 600 train images but 200 train labels", "the files do not match"],
         steps=[copy(TEST_LABELS, TRAIN_LABELS)],
     ),
     Case(
@@ -250,7 +254,7 @@ DATA = [
     ),
 ]
 
-OTHER_MODEL = ["holds another model than the configuration describes", "network.0.weight", "it was trained with"]
+OTHER_MODEL = ["does not match the configured model", "network.0.weight", "it was trained with"]
 
 RUNS = [
     Case(
@@ -267,28 +271,28 @@ RUNS = [
     Case(
         "resume, of another run",
         "fit --resume=mnist_mlp",
-        ["last.ckpt is of the run", "which was begun with other settings: data.class_path", "--fork="],
+        ["last.ckpt belongs to the run", "which was started with other settings: data.class_path", "--fork="],
         steps=[interrupt(RUN), copy(f"{TEXT_RUN}/checkpoints/last.ckpt", LAST)],
     ),
     Case(
         "resume, another experiment",
         f"{MNIST} --resume=bert_cls",
-        ["was begun with other settings: data.class_path", "--fork=bert_cls"],
+        ["was started with other settings: data.class_path", "--fork=bert_cls"],
         steps=[interrupt(TEXT_RUN)],
     ),
     Case(
         "resume, other images",
         "fit --resume=mnist_mlp",
-        ["the data are not those", "began with (train_images ", "bring them back", "--fork=mnist_mlp/"],
+        ["the data differ from those of ", " (train_images ", "restore them", "--fork=mnist_mlp/"],
         steps=[interrupt(RUN), flip_a_bit(TRAIN_IMAGES)],
     ),
     Case(
         "resume, other texts",
         "fit --resume=bert_cls",
         [
-            "the data are not those",
-            "began with (examples.train 32 -> 33, source ",
-            "bring them back",
+            "the data differ from those of ",
+            " (examples.train 32 -> 33, source ",
+            "restore them",
             "--fork=bert_cls/",
         ],
         steps=[interrupt(TEXT_RUN), change("reviews.csv", lambda content: content + b"another one,good\n")],
@@ -337,19 +341,19 @@ def template(
 
 @pytest.fixture
 def project(template: Path, tmp_path: Path) -> Path:
-    """A copy of it, in which a test can do what it wants."""
+    """A copy of the template that a test may change."""
     return Path(shutil.copytree(template, tmp_path / "project", symlinks=True))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_mistake_is_answered_with_one_sentence_and_nothing_is_lost(
+def test_a_mistake_gives_one_sentence_and_no_file_is_lost(
     case: Case, inside: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert_refused(case, monkeypatch, capfd)
 
 
 @pytest.mark.parametrize("name", THROUGH_THE_REAL_COMMAND)
-def test_the_real_command_answers_the_same(
+def test_the_litlab_command_gives_the_same_message(
     name: str, inside: Path, litlab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_refused_by_command(CASES[name], monkeypatch, litlab)

@@ -1,4 +1,4 @@
-"""The three experiments, small, through whole trainings: exact resumption, several processes, and a user's own texts."""
+"""Small versions of the three experiments: exact resume, several processes, and a user's own texts."""
 
 import json
 import os
@@ -12,14 +12,14 @@ import torch
 from conftest import WORDS, Command
 from exactness import differing
 from in_process import fit, logged, newest, weights
-from interruption import EVERY_STEP, Interrupter, assert_continues_bit_for_bit
+from interruption import EVERY_STEP, INTERRUPTIONS, Interrupter, assert_continues_bit_for_bit
 
 from litlab.cli.main import run
 from litlab.errors import BadInput
 
 EXPERIMENTS = ("mnist_mlp", "bert_cls", "t5_sum")
 SIZES = ("--model.d_model=32", "--model.d_ff=64", "--model.num_layers=1", "--model.num_heads=2")
-# a draw that rounding decides makes two trainings differ, and random weights learn nothing from what they draw
+# without risk training: rounding can change a sample and with it the training, and random weights give useless samples
 SMALL_T5 = ("--model.pretrained=null", "--model.risk_samples=0", *SIZES)
 PLAIN = ("--trainer.logger=false", "--trainer.precision=32-true", "--trainer.log_every_n_steps=1")
 DDP = ("-c", "configs/hardware/ddp.yaml", "--trainer.devices=2")
@@ -32,7 +32,7 @@ def without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=EXPERIMENTS)
 def experiment(request: pytest.FixtureRequest, inside: Path, tiny_bert: Path, tiny_t5: Path) -> tuple[str, ...]:
-    """The options that make an experiment small: few images, or a tiny model, forty short texts and summaries of one word."""
+    """Options for a small version of an experiment: few images, or a tiny model and forty short texts."""
     name, options = request.param, ("--trainer.log_every_n_steps=1", EVERY_STEP)
     if name == "mnist_mlp":
         return ("-c", f"configs/experiment/{name}.yaml", "--data.batch_size=64", *options)
@@ -47,12 +47,15 @@ def experiment(request: pytest.FixtureRequest, inside: Path, tiny_bert: Path, ti
     return ("-c", f"configs/experiment/{name}.yaml", *own[name], *short, *options)
 
 
-def test_the_experiment_continues_bit_for_bit(experiment: tuple[str, ...], interrupter: Interrupter) -> None:
+@INTERRUPTIONS
+def test_the_experiment_resumes_bit_for_bit(experiment: tuple[str, ...], interrupter: Interrupter, both: bool) -> None:
     hooks = ("on_before_optimizer_step", "on_validation_batch_end")
-    assert_continues_bit_for_bit(interrupter, experiment, hooks)
+    assert_continues_bit_for_bit(interrupter, experiment, hooks, both)
 
 
-def test_the_same_command_gives_the_same_bits_in_another_process(experiment: tuple[str, ...], litlab: Command) -> None:
+def test_the_same_command_in_another_process_gives_the_same_run_bit_for_bit(
+    experiment: tuple[str, ...], litlab: Command
+) -> None:
     here = fit(*experiment)
     done = litlab("fit", *experiment)
     assert done.returncode == 0, done.stderr
@@ -89,6 +92,7 @@ def test_help_lists_the_options_of_the_experiment(
     assert "--data.seed" not in text and "--data.tokenizer " not in text
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_perceptron_like_one(litlab: Command, inside: Path) -> None:
     options = ("-c", "configs/experiment/mnist_mlp.yaml", "--trainer.max_epochs=1", *PLAIN)
     one = fit(*options)
@@ -105,7 +109,7 @@ def test_two_processes_train_a_perceptron_like_one(litlab: Command, inside: Path
 
 @pytest.fixture
 def reviews(project: Path) -> Path:
-    """A CSV file of 200 reviews whose class a single word tells."""
+    """A CSV file of 200 reviews; a single word determines the class."""
     source = random.Random(0)
     lines = ["review,stars"]
     for number in range(200):
@@ -119,7 +123,7 @@ def reviews(project: Path) -> Path:
 
 @pytest.fixture
 def reports(project: Path) -> Path:
-    """A folder with one JSON-lines file per split: the summary of a text is "On" and its first sentence."""
+    """A folder with one JSON Lines file per split; the summary is "On" followed by the first sentence of the text."""
     source = random.Random(0)
     folder = project / "reports"
     folder.mkdir()
@@ -132,7 +136,7 @@ def reports(project: Path) -> Path:
     return folder
 
 
-def test_one_command_leads_from_a_csv_to_a_classifier(
+def test_one_command_trains_a_classifier_on_a_csv(
     inside: Path, reviews: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ("--data.source=reviews.csv", "--data.text=review", "--data.label=stars", "--data.max_length=null")
@@ -142,7 +146,7 @@ def test_one_command_leads_from_a_csv_to_a_classifier(
     assert "reviews.csv: 160 train, 20 validation, 20 test" in output and "classes    1, 5" in output
     scores = directory.evaluations()["val"]["metrics"]
     assert set(scores) == {f"val/{name}" for name in ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")}
-    assert scores["val/accuracy"] == 1.0  # one word tells: anything less means that text and label have been mixed up
+    assert scores["val/accuracy"] == 1.0  # a lower value would mean that texts and labels are mixed up
     assert run("eval", ["latest"]) == 0
     table = pyarrow.parquet.read_table(directory.path / "predictions" / "test.parquet")
     lines = reviews.read_text().splitlines()[1:]
@@ -154,6 +158,7 @@ def test_one_command_leads_from_a_csv_to_a_classifier(
         run("eval", ["latest", "--data.source=others.csv"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_classifier_like_one(
     litlab: Command, inside: Path, reviews: Path, tiny_bert: Path
 ) -> None:
@@ -174,7 +179,7 @@ def test_two_processes_train_a_classifier_like_one(
     assert after["metrics"] == pytest.approx(before["metrics"], abs=1e-3)
 
 
-def test_t5_learns_from_a_folder_and_prints_what_it_writes(
+def test_t5_trains_on_a_folder_and_prints_its_summaries(
     inside: Path, reports: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ("--data.source=reports", "--data.text=body", "--data.summary=abstract", "--data.tokenizer_size=300")
@@ -200,7 +205,7 @@ def test_t5_learns_from_a_folder_and_prints_what_it_writes(
         run("eval", ["latest"])
 
 
-def test_two_processes_weigh_tokens_like_one(litlab: Command, inside: Path, reports: Path) -> None:
+def test_two_processes_weight_tokens_like_one(litlab: Command, inside: Path, reports: Path) -> None:
     own = ("--data.source=reports", "--data.text=body", "--data.summary=abstract", "--data.tokenizer_size=300")
     small = ("--trainer.max_epochs=1", "--model.dropout=0", *SMALL_T5, *PLAIN)
     options = ("-c", "configs/experiment/t5_sum.yaml", *own, *small)

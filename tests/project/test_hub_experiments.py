@@ -1,7 +1,7 @@
-"""The experiments that need the Hugging Face Hub, as they stand, against a small Hub with tiny models and a few rows.
+"""The experiments that need the Hugging Face Hub, with a small Hub that serves tiny models and a few rows.
 
-What is downloaded, by the real clients, has the layout of the real repositories: the same ids, commits, configurations,
-splits, columns, types and names of classes. Only the numbers of steps and of beams are smaller than in the YAML.
+The real clients download from it. Its repositories have the layout of the real ones: the same ids, commits,
+configurations, splits, columns, types and class names. Only steps and beams are fewer than in the YAML.
 """
 
 import json
@@ -44,15 +44,17 @@ def sentence(source: random.Random, most: int = 12) -> str:
 
 
 def labels(split: str, size: int, hidden: tuple[str, ...] = ()) -> list[int]:
-    """Sorted by class, as those of IMDB are; -1 where they are not public."""
+    """Labels sorted by class, like those of IMDB; -1 in splits whose labels are not public."""
     return [-1 if split in hidden else 2 * row // size for row in range(size)]
 
 
 def write_data_sets(folder: Path) -> None:
-    """The data sets' files and cards."""
+    """Write the files and cards of the data sets."""
     from datasets import ClassLabel, Dataset, Features, Value
 
     source, text = random.Random(0), Value("string")
+
+    # functions that write one repository: its features, rows, parquet files and card
 
     def pairs(*names: str, **other: Any) -> Features:
         return Features({**dict.fromkeys(names, text), **other})
@@ -92,11 +94,13 @@ def write_data_sets(folder: Path) -> None:
                 file = folder / name / place["path"].replace("*", "00000-of-00001.parquet")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 rows = columns(features, place["split"], hidden)
-                if configuration == "1.0.0":  # not the one that is asked for
+                if configuration == "1.0.0":  # not the requested configuration
                     rows = {name: values[:1] for name, values in rows.items()}
                 Dataset.from_dict(rows, features).to_parquet(file)
         card = yaml.safe_dump({"license": "other", "dataset_info": info, "configs": data_files}, sort_keys=False)
         (folder / name / "README.md").write_text(f"---\n{card}---\n# {name}\n")
+
+    # repositories with a card
 
     usual = ("train", "validation", "test")
     idx = Value("int32")
@@ -112,7 +116,9 @@ def write_data_sets(folder: Path) -> None:
     repository("abisee/cnn_dailymail", {"1.0.0": news, "3.0.0": news}, "{configuration}/{split}", usual)
     repository("EdinburghNLP/xsum", {"default": pairs("document", "summary", "id")}, "data/{split}", usual)
 
-    chinese = folder / "lansinuote" / "ChnSentiCorp" / "data"  # no card: the splits are known from the files' names
+    # repositories without a card
+
+    chinese = folder / "lansinuote" / "ChnSentiCorp" / "data"  # the splits follow from the file names
     chinese.mkdir(parents=True)
     for split in usual:
         texts = ["".join(source.choices(CHARACTERS, k=source.randint(4, 30))) for _ in range(SIZES[split])]
@@ -138,7 +144,7 @@ def hide_labels(file: Path, features: Any) -> None:
 
 
 def write_models(folder: Path) -> None:
-    """The models' files, and some in other formats, which are not to be fetched."""
+    """Write the files of the models, and files in other formats, which must not be downloaded."""
     import torch
     from transformers import (
         BertConfig,
@@ -149,6 +155,7 @@ def write_models(folder: Path) -> None:
         T5Tokenizer,
     )
 
+    # two BERTs, a T5, and files in other formats
     torch.manual_seed(0)
     letters = [*"abcdefghijklmnopqrstuvwxyz.", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     for name, known in (("bert-base-uncased", [*letters, *WORDS]), ("bert-base-chinese", list(CHARACTERS))):
@@ -179,7 +186,7 @@ def write_models(folder: Path) -> None:
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     status: int
     out: str
@@ -203,10 +210,10 @@ for line in sys.stdin:
 
 
 class Lab:
-    """A Hub with everything, and a project whose commands run one after the other in one process that knows only this Hub.
+    """A Hub with all data sets and models, and a process that runs commands of a project with this Hub.
 
     Args:
-        folder: an empty one.
+        folder: an empty folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -226,7 +233,7 @@ class Lab:
                 env=self.environment,
                 text=True,
             )
-        write_data_sets(folder / "hub" / "datasets")  # while the other process imports what it needs
+        write_data_sets(folder / "hub" / "datasets")  # meanwhile, the other process imports its libraries
         write_models(folder / "hub" / "models")
         for experiment in BERT + T5:
             for name in (settings(experiment)["pretrained"], settings(experiment)["source"]):
@@ -242,13 +249,13 @@ class Lab:
         offline: bool = False,
         cache: Path | None = None,
     ) -> Done:
-        """Run a command in the process that lives on.
+        """Run a command in the long-running process.
 
         Args:
-            arguments: of litlab.
+            arguments: command line after `litlab`.
             patience: seconds in which the Hub must answer.
-            offline: as with HF_HUB_OFFLINE=1.
-            cache: of litlab; of the Hub's clients there is one.
+            offline: behave as with HF_HUB_OFFLINE=1.
+            cache: folder of litlab's cache; the cache of the Hub's clients is always the same.
         """
         assert self.driver.stdin and self.driver.stdout
         request = {"arguments": arguments, "patience": patience, "offline": offline}
@@ -258,10 +265,10 @@ class Lab:
         for line in self.driver.stdout:
             if line.startswith("done "):
                 return Done(*json.loads(line[5:]))
-        raise AssertionError("the process that runs the commands has died; see driver.log")
+        raise AssertionError("the process that runs the commands has ended; see driver.log")
 
     def command(self, *arguments: str, **environment: str) -> Done:
-        """Run the real command, as a process of its own."""
+        """Run the litlab command in its own process."""
         done = subprocess.run(
             [sys.executable, "-m", "litlab", *arguments],
             cwd=self.project,
@@ -274,10 +281,10 @@ class Lab:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def trained(self, experiment: str) -> Done:
-        """How the short training of an experiment ended; trained once."""
+        """The result of a short training of an experiment, which is trained only once."""
         if experiment not in self._trained:
             self._trained[experiment] = self.run(*fit(experiment))
-            if self._trained[experiment].status == 0:  # as it is now: other tests evaluate the run
+            if self._trained[experiment].status == 0:  # keep it, because other tests evaluate the run
                 self.records[experiment] = json.loads((self.newest(experiment) / "run.json").read_text())
         return self._trained[experiment]
 
@@ -322,7 +329,7 @@ def test_the_experiment_trains_and_evaluates(lab: Lab, experiment: str) -> None:
         assert all(target.strip() == target != "" for target in table["target"])
 
 
-def test_classes_have_the_names_that_the_hub_gives(lab: Lab) -> None:
+def test_class_names_are_those_of_the_hub(lab: Lab) -> None:
     said = {name: lab.trained(name).out + lab.trained(name).err for name in BERT}
     assert "classes    not_equivalent, equivalent\n" in said["bert_mrpc"]
     assert "classes    negative, positive\n" in said["bert_sst2"]
@@ -342,18 +349,16 @@ def test_classes_have_the_names_that_the_hub_gives(lab: Lab) -> None:
         ("t5_samsum", "99 train, 6 validation, 5 test"),
     ],
 )
-def test_the_splits_are_those_of_the_hub_and_what_the_experiment_holds_out(
-    lab: Lab, experiment: str, counts: str
-) -> None:
+def test_the_splits_are_those_of_the_hub_or_held_out_by_the_experiment(lab: Lab, experiment: str, counts: str) -> None:
     done = lab.trained(experiment)
     assert f": {counts}\n" in done.out + done.err
 
 
-def test_a_dialogue_that_is_missing_is_left_out_and_counted(lab: Lab) -> None:
+def test_a_missing_dialogue_is_left_out_and_counted(lab: Lab) -> None:
     assert "split train: 1 of 100 rows have no text and are left out\n" in lab.trained("t5_samsum").err
 
 
-def test_everything_comes_from_the_pinned_commits_and_nothing_that_is_not_needed(lab: Lab) -> None:
+def test_only_needed_files_are_downloaded_from_the_pinned_commits(lab: Lab) -> None:
     for experiment in BERT + T5:
         lab.trained(experiment)
     files = [request.split("/resolve/")[1] for request in lab.hub.requests if "/resolve/" in request]
@@ -363,8 +368,8 @@ def test_everything_comes_from_the_pinned_commits_and_nothing_that_is_not_needed
 
 
 @pytest.mark.parametrize(("experiment", "rows"), [("bert_mrpc", 6), ("bert_sst2", 6), ("t5_samsum", 5)])
-def test_eval_scores_the_split_that_published_scores_are_of(lab: Lab, experiment: str, rows: int) -> None:
-    """Of GLUE that is the validation split: SST-2's test labels, all -1, would be refused."""
+def test_eval_uses_the_split_of_published_results(lab: Lab, experiment: str, rows: int) -> None:
+    """For GLUE this is the validation split; the test labels of SST-2 are all -1 and would be refused."""
     lab.trained(experiment)
     done = lab.run("eval", experiment, "--split=test")
     assert done.status == 0, done.err
@@ -379,7 +384,7 @@ def test_eval_scores_the_split_that_published_scores_are_of(lab: Lab, experiment
 
 
 def refusal(done: Done) -> str:
-    """The one sentence with which a command refused its input, on the last line of what it said."""
+    """The message with which a command refused its input, one sentence on the last line of stderr."""
     assert done.status == 2 and "Traceback" not in done.err, done.err
     last = done.err.splitlines()[-1]
     assert last.startswith("litlab: ") and last.endswith("."), last
@@ -397,12 +402,14 @@ def test_hidden_labels_are_refused(lab: Lab) -> None:
         ("nyu-mll/glue", "cola", "BuilderConfig 'cola' not found. Available: ['mrpc', 'sst2']"),
         ("nyu-mll/glue", "null", "Config name is missing"),
         ("nyu-mll/glue@" + "1" * 40, "mrpc", "it has no revision '1111"),
-        ("nyu-mll/nothing", "mrpc", "there is none of this name, or it is private; check the name"),
-        ("nyu-mll/nothing@" + "1" * 40, "mrpc", "there is none of this name, or it is private; check the name"),
+        ("nyu-mll/nothing", "mrpc", "it does not exist or is private; check the name"),
+        ("nyu-mll/nothing@" + "1" * 40, "mrpc", "it does not exist or is private; check the name"),
         ("org/gated", "null", "its owner grants access by request; ask for it on its page"),
     ],
 )
-def test_a_data_set_that_the_hub_does_not_give_says_why(lab: Lab, source: str, configuration: str, reason: str) -> None:
+def test_for_an_unavailable_data_set_the_message_gives_the_reason(
+    lab: Lab, source: str, configuration: str, reason: str
+) -> None:
     shutil.copytree(
         lab.hub.folder / "datasets/stanfordnlp/imdb", lab.hub.folder / "datasets/org/gated", dirs_exist_ok=True
     )
@@ -420,12 +427,12 @@ def test_a_data_set_that_the_hub_does_not_give_says_why(lab: Lab, source: str, c
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("org/nothing", "there is none of this name, or it is private; check the name"),
+        ("org/nothing", "it does not exist or is private; check the name"),
         ("google-bert/bert-base-uncased@no-such-branch", "it has no revision 'no-such-branch'"),
         ("org/gated-model", "its owner grants access by request; ask for it on its page"),
     ],
 )
-def test_a_model_that_the_hub_does_not_give_says_why(lab: Lab, model: str, reason: str) -> None:
+def test_for_an_unavailable_model_the_message_gives_the_reason(lab: Lab, model: str, reason: str) -> None:
     models = lab.hub.folder / "models"
     shutil.copytree(models / "google-bert/bert-base-uncased", models / "org/gated-model", dirs_exist_ok=True)
     lab.hub.gated.add("org/gated-model")
@@ -446,7 +453,7 @@ UNSEEN = {
 
 
 def asked_for_unseen(lab: Lab) -> int:
-    """How often the Hub was asked for what it does not have."""
+    """The number of requests for the repository that does not exist."""
     return sum("org/unseen" in request for request in lab.hub.requests)
 
 
@@ -481,7 +488,7 @@ def test_a_hub_that_never_answers_is_asked_once_for_ten_seconds(lab: Lab, kind: 
     assert asked_for_unseen(lab) == asked + 1
 
 
-def test_what_is_in_the_hubs_cache_is_prepared_anew_without_a_request(lab: Lab, tmp_path: Path) -> None:
+def test_data_in_the_hubs_cache_are_prepared_again_without_a_request(lab: Lab, tmp_path: Path) -> None:
     first = lab.trained("bert_imdb")
     asked = len(lab.hub.requests)
     again = lab.run(*fit("bert_imdb"), offline=True, cache=tmp_path)
@@ -489,8 +496,8 @@ def test_what_is_in_the_hubs_cache_is_prepared_anew_without_a_request(lab: Lab, 
     assert len(lab.hub.requests) == asked
 
 
-def test_offline_another_commit_is_not_taken_for_the_one_that_is_in_the_cache(lab: Lab, tmp_path: Path) -> None:
-    """The client itself takes the newest it has."""
+def test_offline_a_cached_commit_is_not_used_instead_of_another_one(lab: Lab, tmp_path: Path) -> None:
+    """The Hub's client itself would use the newest cached commit."""
     lab.trained("bert_imdb")
     other = "stanfordnlp/imdb@" + "3" * 40
     message = refusal(lab.run(*fit("bert_imdb", f"--data.source={other}"), offline=True, cache=tmp_path))
@@ -499,12 +506,12 @@ def test_offline_another_commit_is_not_taken_for_the_one_that_is_in_the_cache(la
 
 
 @pytest.mark.parametrize("kind", UNSEEN)
-def test_offline_what_is_not_in_the_cache_is_one_sentence(lab: Lab, kind: str) -> None:
+def test_offline_a_repository_that_is_not_cached_gives_one_sentence(lab: Lab, kind: str) -> None:
     lab.trained("bert_mrpc")
     option, offline = UNSEEN[kind]
     assert refusal(lab.run(*fit("bert_mrpc", option), offline=True)) == (
         f"the {kind} {option.split('=')[1]} could not be downloaded from the Hugging Face Hub: HF_HUB_OFFLINE is set and it is not in "
-        f"the Hub's cache; fetch it once online, or use {offline}."
+        f"the Hub's cache; download it once online, or use {offline}."
     )
 
 
@@ -513,7 +520,7 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_the_real_command_trains_with_an_empty_cache_and_again_without_the_hub(lab: Lab, tmp_path: Path) -> None:
+def test_the_litlab_command_trains_with_an_empty_cache_and_again_without_the_hub(lab: Lab, tmp_path: Path) -> None:
     cache = {"HF_HOME": str(tmp_path / "hugging face"), "LITLAB_CACHE": str(tmp_path / "litlab")}
     first = lab.command(*fit("t5_samsum"), **cache)
     assert first.status == 0, first.err
@@ -523,11 +530,11 @@ def test_the_real_command_trains_with_an_empty_cache_and_again_without_the_hub(l
     assert len(lab.hub.requests) == asked
 
 
-def test_without_a_network_the_real_command_says_what_works(lab: Lab, tmp_path: Path) -> None:
+def test_without_a_network_the_message_says_what_works(lab: Lab, tmp_path: Path) -> None:
     done = lab.command(*fit("t5_xsum"), HF_HOME=str(tmp_path), HF_ENDPOINT=closed_port())
     name = settings("t5_xsum")["pretrained"]
     assert refusal(done) == (
         f"the model {name} could not be downloaded from the Hugging Face Hub: ConnectError; check the network and HF_ENDPOINT, set "
         "HF_HUB_OFFLINE=1 if it is in the Hub's cache, or use a name of the catalog (all-MiniLM-L6-v2) or a folder."
     )
-    assert "Retrying" not in done.err  # the clients themselves need most of a minute
+    assert "Retrying" not in done.err  # the clients' own retries take most of a minute

@@ -1,4 +1,4 @@
-"""The notebook reads a run, and is committed without outputs."""
+"""The notebook reads a run and is committed without outputs."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ NOTEBOOK = PROJECT / "notebooks" / "read_a_run.ipynb"
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Makes the kernel python3 the interpreter of the tests, whatever kernels are installed; turns W&B off."""
+    """Use the tests' interpreter as the kernel python3, whichever kernels are installed; disable W&B."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
     ipykernel.kernelspec.install(prefix=str(tmp_path))
@@ -37,7 +37,7 @@ def test_the_notebook_reads_a_run(inside: Path, project: Path, kernel: None) -> 
     perfect = "validation['prediction'] = validation.target"
     sources = [*questions, perfect, notebook.cells[-1].source]
     notebook.cells += [new_code_cell(source) for source in sources]
-    from_notebooks = {"metadata": {"path": str(project / "notebooks")}}  # where Jupyter starts a kernel
+    from_notebooks = {"metadata": {"path": str(project / "notebooks")}}  # Jupyter starts a kernel in this folder
     NotebookClient(notebook, kernel_name="python3", timeout=60, resources=from_notebooks).execute()
 
     cells = {cell.id: cell for cell in notebook.cells}
@@ -91,7 +91,7 @@ def test_the_notebook_shows_the_texts_of_a_run(
     assert any(text in shown for text in texts)
 
 
-def test_committed_notebooks_hold_no_outputs() -> None:
+def test_committed_notebooks_have_no_outputs() -> None:
     for path in (PROJECT / "notebooks").glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)

@@ -10,7 +10,7 @@ PRETRAINED = Path(__file__).parents[2] / "src" / "project" / "pretrained"
 
 
 @pytest.mark.parametrize("folder", sorted(PRETRAINED.iterdir()), ids=lambda folder: folder.name)
-def test_a_shipped_model_is_complete_small_and_described(folder: Path) -> None:
+def test_a_shipped_model_is_complete_and_small_and_has_a_card(folder: Path) -> None:
     files = {file.name: file.stat().st_size for file in folder.iterdir()}
     assert sum(files.values()) <= 30_000_000
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= set(files)
@@ -19,7 +19,7 @@ def test_a_shipped_model_is_complete_small_and_described(folder: Path) -> None:
         assert word in card, word
 
 
-def test_the_shipped_t5_says_what_a_text_is_about() -> None:
+def test_the_shipped_t5_gives_each_summary_the_lowest_loss_with_its_own_text() -> None:
     folder = str(PRETRAINED / "t5-documentation")
     model, tokenizer = load_model(AutoModelForSeq2SeqLM, folder).eval(), load_tokenizer(folder)
     pairs = {

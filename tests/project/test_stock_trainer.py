@@ -1,4 +1,4 @@
-"""The models and their data built by hand and given to Lightning's own Trainer, as in a notebook."""
+"""The models and data modules with Lightning's own Trainer, as in a notebook."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 
 
 def reviews(folder: Path) -> str:
-    """Forty short texts, each ending with its label."""
+    """Write forty short texts that end with their label, and return the path of the file."""
     random = np.random.default_rng(0)
     rows = (f"{' '.join(random.choice(WORDS.split(), 8))} {word},{word}" for word in ["good", "bad"] * 20)
     (folder / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n")

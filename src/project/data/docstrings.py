@@ -1,4 +1,4 @@
-"""Pairs for summarization out of open-source Python: the first sentence of a docstring is the target, the rest the source.
+"""Summarization pairs from open-source Python: the first sentence of a docstring is the target, the rest the source.
 
 The docstrings are read from pinned wheels with `ast`: nothing is imported, installed or unpacked to disk. The splits
 are made by package, so a model is evaluated on projects whose code and authors it has not read.
@@ -24,7 +24,7 @@ from litlab.progress import progress
 from litlab.sources import wheels
 from litlab.sources.wheels import Package
 
-CLEANING = 1  # increase it when the same wheels would give other pairs
+CLEANING = 1  # increase when the same wheels would give other pairs
 MIN_SOURCE_WORDS, MIN_TARGET_WORDS, MAX_TARGET_WORDS = 30, 3, 20
 MAX_SAME_TARGET = 3
 SEQUENCE_WORDS, MAX_SHARED = 5, 0.4
@@ -47,7 +47,7 @@ Pair = dict[str, str]
 NOT_THE_PROJECT = re.compile(
     r"(^|/)(tests?|testing|testsuite|conftest\.py|test_[^/]*|[^/]*_test\.py|examples?|_?vendor(ed)?|_?extern(al|als)?|migrations|substrates|[^/]*\.(data|dist-info))(/|$)"
 )
-# where the prose ends for good: a titled section, a field, a doctest, fenced code, an underline
+# where the prose ends: a titled section, a field, a doctest, fenced code, an underline
 SECTION = re.compile(
     r"\s*(>>>|```|#+\s|@\w|:[^`:]+:(\s|$)|([^\w\s])\3{2,}|[-=~*^]{2,}$|[A-Z][\w/-]*( [\w/-]+){0,2}:+$"
     r"|(Notes?|Usage|See Also|References|Methods)\W*$"
@@ -95,7 +95,7 @@ WORD = re.compile(r"[\"'(\[]*[A-Za-z]+(['/-][A-Za-z]+)*[\"')\].,;:!?]*|[\"'(]*\d
 
 
 def source() -> Source:
-    """The data set, as `open_source` knows it by name: texts and summaries in three splits."""
+    """The data set, for `open_source`: texts and summaries in three splits."""
     return Source("docstrings", key(), _tables)
 
 
@@ -169,7 +169,7 @@ def _walk(
 
 
 def pair_of(docstring: str, min_source_words: int = MIN_SOURCE_WORDS) -> tuple[str, str] | None:
-    """The source and target that a docstring gives, cleaned of markup; None if it does not give good ones.
+    """Source and target of a docstring, without markup; None if they are not usable.
 
     The target is the first sentence. The source is the prose after it, up to the first section, list, table or code,
     without sentences that only point elsewhere; it has at least `min_source_words`.
@@ -224,7 +224,7 @@ def _prose(text: str) -> str:
 
 
 def without_markup(text: str) -> str:
-    """A text without the markup of docstrings, in one line."""
+    """A text in one line, without docstring markup."""
     text = text.translate(PLAIN)
     for pattern, replacement in MARKUP:
         text = re.sub(pattern, replacement, text)
@@ -238,7 +238,7 @@ def share_of(text: str, pattern: re.Pattern[str]) -> float:
 
 
 def _without_repeats(pairs: list[Pair]) -> list[Pair]:
-    """Drop near-duplicates, first of all from train, and targets that many bodies share.
+    """Drop near-duplicates, from train first, and targets that many bodies share.
 
     Two pairs are near-duplicates if they share more than `MAX_SHARED` of the five-word sequences of the shorter one.
     Between train and the other splits nothing but copies shares more than a tenth, so the limit is not critical there;
@@ -266,5 +266,5 @@ def _without_repeats(pairs: list[Pair]) -> list[Pair]:
 
 
 def normal_words(text: str) -> list[str]:
-    """The words of a text without case and punctuation."""
+    """The words of a text, in lower case and without punctuation."""
     return re.findall(r"[a-z0-9]+", text.lower())

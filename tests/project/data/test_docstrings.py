@@ -34,7 +34,7 @@ MakeWheel = Callable[[str, dict[str, str]], Package]
 
 @pytest.fixture
 def make_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWheel:
-    """Puts a wheel with the given files into the cache, where `fetch` looks first."""
+    """A function that puts a wheel with the given files into the cache, where `fetch` finds it."""
     monkeypatch.setenv("LITLAB_CACHE", str(tmp_path / "cache"))
 
     def make(name: str, files: dict[str, str]) -> Package:
@@ -122,11 +122,11 @@ def test_lists_code_directives_tables_and_formulas_are_left_out(block: str) -> N
         ("Copy the visible part of a window.", "Released under the licence of the project. " * 10),
     ],
 )
-def test_what_is_not_prose_gives_no_pair(target: str, source: str) -> None:
+def test_text_that_is_not_prose_gives_no_pair(target: str, source: str) -> None:
     assert docstrings.pair_of(f"{target}\n\n{source}") is None
 
 
-def test_modules_classes_and_methods_are_named_and_tests_left_out(
+def test_modules_classes_and_methods_are_read_and_tests_are_left_out(
     make_wheel: MakeWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {
@@ -141,7 +141,7 @@ def test_modules_classes_and_methods_are_named_and_tests_left_out(
     ]
 
 
-def test_what_resembles_a_test_pair_is_dropped_from_train(
+def test_a_near_duplicate_of_a_test_pair_is_dropped_from_train(
     make_wheel: MakeWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = make_wheel("theirs", {"a.py": function("copy", "Copy the visible part of a window.", SCREENS)})
@@ -160,7 +160,7 @@ def test_a_target_that_many_bodies_share_is_dropped(make_wheel: MakeWheel, monke
     assert docstrings.table()["name"].to_pylist() == ["many.kept"]
 
 
-def test_code_in_a_wheel_never_runs_and_broken_files_are_counted(
+def test_code_in_a_wheel_is_not_run_and_broken_files_are_counted(
     make_wheel: MakeWheel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {
@@ -242,7 +242,7 @@ def test_every_package_is_pinned_in_one_split() -> None:
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_the_real_pairs_are_many_clean_and_not_in_two_splits() -> None:
+def test_the_real_pairs_are_many_and_clean_and_each_is_in_one_split() -> None:
     try:
         rows = docstrings.table().to_pylist()
     except BadInput as error:

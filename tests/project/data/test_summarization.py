@@ -65,7 +65,7 @@ def filled(rows: torch.Tensor, multiple: int, most: int, fill: int) -> torch.Ten
 @pytest.mark.parametrize("limits", [(512, 64), (30, 5)])
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("prefix", ["", "summarize: "])
-def test_batches_are_what_the_tokenizer_gives_for_the_rows(limits, pretrained, prefix, file, tiny_t5) -> None:
+def test_batches_equal_the_output_of_the_tokenizer_for_the_rows(limits, pretrained, prefix, file, tiny_t5) -> None:
     options = {"max_length": limits[0], "max_summary_length": limits[1], "prefix": prefix, "batch_size": 7}
     data = opened(file, tiny_t5 if pretrained else None, tokenizer_size=400, **options)
     tokenizer = AutoTokenizer.from_pretrained(tiny_t5) if pretrained else trained_tokenizer(data)
@@ -87,7 +87,7 @@ def test_batches_are_what_the_tokenizer_gives_for_the_rows(limits, pretrained, p
             assert batch["labels"].tolist() == filled(expected, 8, longest_summary, -100).tolist()
             kinds = {batch[name].dtype for name in ("id", "input_ids", "attention_mask", "labels")}
             assert kinds == {torch.int64}
-            for row in batch["labels"]:  # every summary ends, and only padding comes behind its end
+            for row in batch["labels"]:  # every summary has an end token, followed by padding only
                 assert (row == 1).sum() == 1 and (row[row.tolist().index(1) + 1 :] == -100).all()
     assert sorted(seen) == list(range(len(TEXTS)))
 
@@ -104,7 +104,7 @@ def test_weighted_token_means_of_slices_average_to_the_mean_of_the_global_batch(
 ) -> None:
     def token_mean(batch) -> float:
         labels = batch["labels"][batch["labels"] != -100]
-        return float(torch.sin(labels.double()).mean())  # any loss that differs from token to token
+        return float(torch.sin(labels.double()).mean())  # stands for a loss that differs between tokens
 
     def batches(rank=0, processes=1, accumulation=1):
         data = opened(file, tiny_t5, batch_size=8)  # 120 texts: batches of 8, sliced into 2, 3 and 6
@@ -121,21 +121,21 @@ def test_weighted_token_means_of_slices_average_to_the_mean_of_the_global_batch(
         assert sum(share["size"] for share in slices) == batch["size"]
         assert sorted(id for share in slices for id in share["id"].tolist()) == sorted(batch["id"].tolist())
     sizes = [share["size"] / len(share["id"]) for rank in ranks for share in rank]
-    assert len(set(sizes)) > 5  # where all summaries are equally long, a mean over examples would pass too
+    assert len(set(sizes)) > 5  # with summaries of equal length, a mean over examples would pass too
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_evaluation_carries_what_a_person_reads(pretrained: bool, file: Path, tiny_t5: Path) -> None:
+def test_evaluation_batches_contain_the_texts_and_a_decoder(pretrained: bool, file: Path, tiny_t5: Path) -> None:
     data = opened(file, tiny_t5 if pretrained else None, prefix="summarize: ")
     for split in ("validation", "test"):
         for batch in loaders(data)[split]:
             ids = batch["id"].tolist()
             assert batch["source"] == [TEXTS[id] for id in ids]
             assert batch["target"] == [SUMMARIES[id] for id in ids]
-            labels = batch["labels"].masked_fill(batch["labels"] == -100, 0)  # as generate pads
+            labels = batch["labels"].masked_fill(batch["labels"] == -100, 0)  # generate pads with 0
             assert batch["decode"](labels) == batch["target"]
             assert batch["decode"](batch["input_ids"]) == [f"summarize: {text}" for text in batch["source"]]
-            starts = torch.cat([torch.zeros(len(ids), 1, dtype=torch.int64), labels], 1)  # as generate begins
+            starts = torch.cat([torch.zeros(len(ids), 1, dtype=torch.int64), labels], 1)  # generate starts with 0
             assert batch["decode"](starts) == batch["target"]
     batch = next(iter(data.train_dataloader()))
     assert not {"source", "target"} & batch.keys()
@@ -143,7 +143,7 @@ def test_evaluation_carries_what_a_person_reads(pretrained: bool, file: Path, ti
     assert batch["decode"](labels) == [SUMMARIES[id] for id in batch["id"].tolist()]
 
 
-def test_a_summary_that_is_cut_for_the_loss_is_whole_for_the_score(file: Path, tiny_t5: Path) -> None:
+def test_a_summary_is_truncated_for_the_loss_but_not_for_the_metrics(file: Path, tiny_t5: Path) -> None:
     data = opened(file, tiny_t5, max_summary_length=3)
     batch = next(iter(data.val_dataloader()))
     assert batch["labels"].shape[1] == 3
@@ -152,7 +152,7 @@ def test_a_summary_that_is_cut_for_the_loss_is_whole_for_the_score(file: Path, t
     assert f"{longer} cut to 3" in data.description
 
 
-def test_the_tokenizer_learns_from_the_training_split_only(tmp_path: Path) -> None:
+def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ["a trainword here"] * 50, ["trainsummary"] * 50)
     write(tmp_path / "validation.jsonl", ["a validword here"] * 50, ["validsummary"] * 50)
     write(tmp_path / "test.jsonl", ["a testword here"] * 50, ["testsummary"] * 50)
@@ -168,7 +168,7 @@ def test_the_tokenizer_learns_from_the_training_split_only(tmp_path: Path) -> No
     ]
 
 
-def test_the_tokenizer_learns_nothing_from_what_is_held_out(tmp_path: Path) -> None:
+def test_the_tokenizer_is_not_trained_on_held_out_texts(tmp_path: Path) -> None:
     words = [
         f"w{number:03}".translate({48 + digit: "abcdefghij"[digit] for digit in range(10)}) for number in range(100)
     ]
@@ -181,7 +181,7 @@ def test_the_tokenizer_learns_nothing_from_what_is_held_out(tmp_path: Path) -> N
     assert pieces["train"] == {1} and min(pieces["validation"] | pieces["test"]) > 1
 
 
-def test_texts_are_in_one_split_only_whatever_their_summaries(tmp_path: Path, tiny_t5: Path) -> None:
+def test_equal_texts_are_in_one_split_even_with_different_summaries(tmp_path: Path, tiny_t5: Path) -> None:
     texts = [TEXTS[number // 3].upper() if number % 3 else TEXTS[number // 3] for number in range(150)]
     data = opened(write(tmp_path / "a.jsonl", texts), tiny_t5)
     found = [{texts[id].casefold() for id in ids_of(loader)} for loader in loaders(data).values()]
@@ -194,7 +194,7 @@ def test_a_cached_source_is_not_read_again(pretrained, file: Path, tiny_t5: Path
     first = opened(file, tokenizer)
 
     def never(*arguments):
-        raise AssertionError("made again")
+        raise AssertionError("built again")
 
     monkeypatch.setattr(summarization, "read", never)
     monkeypatch.setattr(token_cache, "train_tokenizer", never)
@@ -210,7 +210,7 @@ def test_a_cached_source_is_not_read_again(pretrained, file: Path, tiny_t5: Path
     assert batches[0]["decode"](batches[0]["input_ids"]) == batches[1]["decode"](batches[1]["input_ids"])
     changes = [{"prefix": "x"}, {"max_length": 9}, {"max_summary_length": 9}, {"validation": 0.2}]
     for change in changes if pretrained else [*changes, {"tokenizer_size": 300}]:
-        with pytest.raises(AssertionError, match="made again"):
+        with pytest.raises(AssertionError, match="built again"):
             opened(file, tokenizer, **change)
 
 
@@ -231,7 +231,7 @@ def test_a_cached_source_is_not_read_again(pretrained, file: Path, tiny_t5: Path
         ({}, {"text": "body"}, r"has no column 'body': it has 'text', 'summary'; name yours with --data\.text="),
     ],
 )
-def test_rows_that_cannot_be_used_are_one_sentence(row, options, expected, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_used_give_one_sentence(row, options, expected, tmp_path: Path) -> None:
     rows = [{"text": text, "summary": "s"} for text in TEXTS[:20]]
     rows[2] |= row
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -242,7 +242,7 @@ def test_rows_that_cannot_be_used_are_one_sentence(row, options, expected, tmp_p
 
 
 @pytest.mark.parametrize("name", ["./nothing", "rotten tomatoes"])
-def test_a_name_of_nothing_says_which_names_there_are(name: str) -> None:
+def test_for_an_unknown_name_the_message_lists_the_known_names(name: str) -> None:
     with pytest.raises(
         BadInput, match=r"there is no such file; .* a Hub id, or a name of the catalog \(docstrings\) is"
     ):

@@ -22,7 +22,7 @@ VOCABULARY = "the a film movie plot story actor good great fine bad poor dull no
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Different sentences of 1 to 15 words, every fifth with a twin that differs only in case and white space."""
+    """Distinct sentences of 1 to 15 words; every fifth is repeated with another case and white space."""
     random = np.random.default_rng(seed)
     texts: list[str] = []
     while len(texts) < count:
@@ -66,7 +66,7 @@ def ids_of(loader) -> list[int]:
 
 
 def assert_batches_equal(data, folder: Path, texts, max_length: int) -> None:
-    """Every batch is what the tokenizer makes of the source's rows, named by their ids, when it pads them."""
+    """Assert that every batch equals the tokenizer's padded output for the rows with the batch's ids."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for split, loader in loaders(data).items():
         for batch in loader:
@@ -84,7 +84,7 @@ def assert_batches_equal(data, folder: Path, texts, max_length: int) -> None:
 
 
 @pytest.mark.parametrize("max_length", [None, 64, 9])
-def test_batches_are_what_the_tokenizer_gives_for_the_rows(max_length, file: Path, tiny_bert: Path) -> None:
+def test_batches_equal_the_output_of_the_tokenizer_for_the_rows(max_length, file: Path, tiny_bert: Path) -> None:
     data = opened(file, tiny_bert, max_length=max_length, batch_size=7, evaluation_batch_size=9)
     assert_batches_equal(data, tiny_bert, [TEXTS], max_length or 64)
     limit = max_length or 64
@@ -95,7 +95,7 @@ def test_batches_are_what_the_tokenizer_gives_for_the_rows(max_length, file: Pat
 
 
 @pytest.mark.parametrize("max_length", [64, 12])
-def test_batches_of_pairs_are_what_the_tokenizer_gives(max_length: int, tmp_path: Path, tiny_bert: Path) -> None:
+def test_batches_of_pairs_equal_the_output_of_the_tokenizer(max_length: int, tmp_path: Path, tiny_bert: Path) -> None:
     first, second = TEXTS, sentences(len(TEXTS), seed=1)
     rows = [{"a": a, "b": b, "label": number % 2} for number, (a, b) in enumerate(zip(first, second, strict=True))]
     source = write(tmp_path / "pairs.jsonl", rows)
@@ -103,7 +103,7 @@ def test_batches_of_pairs_are_what_the_tokenizer_gives(max_length: int, tmp_path
     assert_batches_equal(data, tiny_bert, [first, second], max_length)
 
 
-def test_targets_are_the_rows_classes(file: Path, tiny_bert: Path) -> None:
+def test_targets_are_the_classes_of_the_rows(file: Path, tiny_bert: Path) -> None:
     data = opened(file, tiny_bert)
     assert data.class_names == CLASSES and data.num_classes == 3
     assert "classes    bad, good, so so" in data.description
@@ -131,7 +131,7 @@ def test_held_out_splits_are_stratified(tmp_path: Path, tiny_bert: Path) -> None
     assert counts["train"] == {"rare": 14, "common": 126}
 
 
-def test_evaluation_shows_long_texts_first(file: Path, tiny_bert: Path) -> None:
+def test_evaluation_starts_with_the_longest_texts(file: Path, tiny_bert: Path) -> None:
     batches = list(opened(file, tiny_bert, evaluation_batch_size=4).val_dataloader())
     lengths = [length for batch in batches for length in batch["attention_mask"].sum(1).tolist()]
     assert len(batches) > 2 and lengths == sorted(lengths, reverse=True)
@@ -190,7 +190,7 @@ def cased(tokenizer: Path, to: Path) -> Path:
 
 
 def edited(file: Path) -> Path:
-    """One letter is another; size and time stay."""
+    """Change one character, but not the size and the modification time."""
     times = file.stat().st_atime, file.stat().st_mtime
     file.write_text(file.read_text().replace("text 39", "text 38", 1))
     os.utime(file, times)
@@ -198,7 +198,7 @@ def edited(file: Path) -> Path:
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_changed_option_tokenizer_or_data_set_never_finds_the_old_cache(what, tmp_path, tiny_bert) -> None:
+def test_a_changed_option_tokenizer_or_data_set_does_not_use_the_old_cache(what, tmp_path, tiny_bert) -> None:
     rows = [{"text": f"text {n}", "other": f"other {n}", "label": "ab"[n % 2], "stars": n % 3} for n in range(40)]
     file = write(tmp_path / "a.jsonl", rows)
     before = opened(file, tiny_bert).fingerprint
@@ -206,7 +206,7 @@ def test_a_changed_option_tokenizer_or_data_set_never_finds_the_old_cache(what, 
     assert CHANGES[what](file, tiny_bert).fingerprint != before
 
 
-def test_a_build_that_is_killed_half_way_is_made_again(file: Path, tiny_bert: Path, monkeypatch) -> None:
+def test_a_killed_build_is_repeated(file: Path, tiny_bert: Path, monkeypatch) -> None:
     def killed() -> None:
         monkeypatch.setattr(token_cache.SplitWriter, "texts", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         opened(file, tiny_bert)
@@ -220,7 +220,7 @@ def test_a_build_that_is_killed_half_way_is_made_again(file: Path, tiny_bert: Pa
     assert not half.exists()
 
 
-def test_two_processes_that_build_the_same_cache_at_once_both_get_it_whole(file, tiny_bert) -> None:
+def test_two_concurrent_processes_both_get_the_complete_cache(file, tiny_bert) -> None:
     start = FORK.Barrier(2)
 
     def work() -> None:
@@ -252,7 +252,7 @@ def test_two_processes_that_build_the_same_cache_at_once_both_get_it_whole(file,
     ],
     ids=lambda labels: str(labels)[:40],
 )
-def test_classes_are_sorted_and_whole_numbers_by_their_value(labels, names, tmp_path: Path, tiny_bert: Path) -> None:
+def test_classes_are_sorted_and_integers_by_their_value(labels, names, tmp_path: Path, tiny_bert: Path) -> None:
     rows = [{"text": f"text {number}", "label": labels[number % len(labels)]} for number in range(60)]
     data = opened(write(tmp_path / "a.jsonl", rows), tiny_bert)
     assert data.class_names == names
@@ -273,7 +273,7 @@ def labelled(*labels) -> list[dict]:
 
 FINE = labelled(*"ab" * 20)
 
-# the rows of the splits, the message
+# name -> rows of the splits, message
 BAD = {
     "strings and integers": (
         {"train": [*FINE, {"text": "x", "label": 1}]},
@@ -305,7 +305,7 @@ BAD = {
     ),
     "one class": (
         {"train": labelled(*"a" * 40)},
-        r"train\.jsonl: all \d\d labels in column 'label' are 'a'; a classifier needs two classes or more",
+        r"train\.jsonl: all \d\d labels in column 'label' are 'a'; a classifier needs at least two classes",
     ),
     "all labels different": (
         {"train": labelled(*range(40))},
@@ -329,7 +329,7 @@ BAD = {
     ),
     "one long class": (
         {"train": labelled(*["a" * 9000] * 40)},
-        r"train\.jsonl: all \d\d labels in column 'label' are 'a{49}; a classifier needs two classes or more",
+        r"train\.jsonl: all \d\d labels in column 'label' are 'a{49}; a classifier needs at least two classes",
     ),
     "test has strings and train integers": (
         {"train": labelled(*[0, 1] * 20), "test": labelled("0", "1")},
@@ -347,7 +347,7 @@ def complaint(source: Path | str, tokenizer: Path | str, **options) -> str:
     return message
 
 
-def test_half_a_surrogate_pair_in_a_label_is_one_sentence(tmp_path: Path, tiny_bert: Path) -> None:
+def test_half_a_surrogate_pair_in_a_label_gives_one_sentence(tmp_path: Path, tiny_bert: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "\\udfff"}\n')
     expected = r"a\.jsonl, row 2: column 'label' holds half a surrogate pair, which is not a character; remove it"
     assert re.search(expected, complaint(tmp_path / "a.jsonl", tiny_bert))
@@ -370,18 +370,20 @@ def test_half_a_surrogate_pair_in_a_label_is_one_sentence(tmp_path: Path, tiny_b
         ({"label": "class"}, r"has no column 'class': it has 'text', 'label'; name yours with --data\.label=\.\.\."),
     ],
 )
-def test_an_option_that_does_not_fit_the_source_is_one_sentence(options, expected, file: Path, tiny_bert: Path) -> None:
+def test_an_option_that_does_not_fit_the_source_gives_one_sentence(
+    options, expected, file: Path, tiny_bert: Path
+) -> None:
     message = complaint(file, tiny_bert, **options)
     assert re.search(expected, message), message
 
 
 @pytest.mark.parametrize("name", ["./missing", "two words", "a/b/c"])
-def test_a_name_of_nothing_says_which_names_there_are(name: str, tiny_bert: Path) -> None:
+def test_for_an_unknown_name_the_message_lists_the_known_names(name: str, tiny_bert: Path) -> None:
     expected = r"there is no such file; .* a Hub id, or a name of the catalog \(rotten_tomatoes\) is right\.$"
     assert re.search(expected, complaint(name, tiny_bert))
 
 
-def test_the_hub_out_of_reach_is_one_sentence(tiny_bert: Path) -> None:
+def test_an_unreachable_hub_gives_one_sentence(tiny_bert: Path) -> None:
     expected = (
         r"owner/name@main could not be downloaded .*, or use a name of the catalog \(rotten_tomatoes\) or a local"
     )
@@ -389,7 +391,7 @@ def test_the_hub_out_of_reach_is_one_sentence(tiny_bert: Path) -> None:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_labels_that_cannot_be_used_are_one_sentence(case: str, tmp_path: Path, tiny_bert: Path) -> None:
+def test_labels_that_cannot_be_used_give_one_sentence(case: str, tmp_path: Path, tiny_bert: Path) -> None:
     splits, expected = BAD[case]
     for split, rows in splits.items():
         write(tmp_path / f"{split}.jsonl", rows)
@@ -397,12 +399,12 @@ def test_labels_that_cannot_be_used_are_one_sentence(case: str, tmp_path: Path, 
     assert re.search(expected, message), message
 
 
-def test_more_tokens_than_the_model_takes_are_one_sentence(file: Path, tiny_bert: Path) -> None:
+def test_a_max_length_above_the_models_limit_gives_one_sentence(file: Path, tiny_bert: Path) -> None:
     expected = rf"^--data\.max_length=65: {re.escape(str(tiny_bert))} takes at most 64 tokens\.$"
     assert re.search(expected, complaint(file, tiny_bert, max_length=65))
 
 
-def test_no_room_for_a_text_beside_the_special_tokens_is_one_sentence(file: Path, tiny_bert: Path) -> None:
+def test_a_max_length_without_room_for_a_text_gives_one_sentence(file: Path, tiny_bert: Path) -> None:
     assert complaint(file, tiny_bert, max_length=3) == "--data.max_length=3: the special tokens alone need 3."
 
 
@@ -413,12 +415,16 @@ def folder_of(tiny_bert: Path, to: Path, **changes) -> Path:
     return to
 
 
-def test_a_tokenizer_that_does_not_fit_the_model_is_one_sentence(file: Path, tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_does_not_fit_the_model_gives_one_sentence(
+    file: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
     smaller = folder_of(tiny_bert, tmp_path / "smaller", vocab_size=100)
-    expected = r"the tokenizer in .*smaller has 136 tokens, the model beside it embeds 100: they do not belong together"
+    expected = r"the tokenizer in .*smaller has 136 tokens, but the model in the same folder has only 100 embeddings: they do not match"
     assert re.search(expected, complaint(file, smaller))
     other = folder_of(tiny_bert, tmp_path / "other", pad_token_id=3)
-    expected = r"the tokenizer in .*other pads with token 0, the model beside it with 3: they do not belong together"
+    expected = (
+        r"the tokenizer in .*other pads with token 0, but the model in the same folder with token 3: they do not match"
+    )
     assert re.search(expected, complaint(file, other))
 
 
@@ -433,7 +439,7 @@ def without(names: list[str]):
             without(["tokenizer.json", "tokenizer_config.json"]),
             r"has no tokenizer \(tokenizer\.json, or .*\): put the files",
         ),
-        (without(["config.json"]), r"has no config\.json: it is not a folder that transformers' save_pretrained"),
+        (without(["config.json"]), r"has no config\.json: choose a folder that transformers' save_pretrained"),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json cannot be read \(.*\)"),
         (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json cannot be read \(.*\)"),
         (lambda folder: (folder / "config.json").write_text("{}"), r"config\.json cannot be read \(.*\)"),
@@ -441,14 +447,16 @@ def without(names: list[str]):
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"the tokenizer in .* cannot be read \(.*\)"),
     ],
 )
-def test_a_damaged_model_folder_is_one_sentence(damage, expected, file: Path, tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_folder_gives_one_sentence(
+    damage, expected, file: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
     folder = folder_of(tiny_bert, tmp_path / "model")
     damage(folder)
     message = complaint(file, folder)
     assert str(folder) in message and re.search(expected, message), message
 
 
-def test_no_such_model_is_one_sentence(file: Path, tmp_path: Path) -> None:
+def test_no_such_model_gives_one_sentence(file: Path, tmp_path: Path) -> None:
     expected = r"no model '.*nowhere': there is no such folder; model\.pretrained takes a name of the catalog"
     assert re.search(expected, complaint(file, tmp_path / "nowhere"))
 
@@ -457,7 +465,7 @@ def test_rows_of_the_hub_without_a_label_are_left_out_and_counted(capsys: pytest
     rows = Rows("nli, split train", np.arange(4), [], [0, -1, 1, None], ["no", "yes"])
     kept = check_labels(rows, "label")
     assert kept.labels == [0, 1] and kept.ids.tolist() == [0, 2]
-    assert "nli, split train: 2 of 4 rows have no label and are left out" in capsys.readouterr().err
+    assert "nli, split train: 2 of 4 rows have no label and are skipped" in capsys.readouterr().err
     hidden = Rows("nli, split test", np.arange(2), [], [-1, -1], ["no", "yes"])
     with pytest.raises(BadInput, match=r"^nli, split test, row 1: the label -1 is not in the training split"):
         encode_labels({"train": kept, "test": check_labels(hidden, "label")}, "label")

@@ -1,4 +1,4 @@
-"""What the tests of the summarizers share."""
+"""Shared fixtures for the tests of the summarizers."""
 
 import csv
 import random
@@ -14,7 +14,7 @@ WORDS = ("the", "plot", "of", "a", "good", "film", "was", "dull", "and", "its", 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts of 1 to 30 words with summaries of 1 to 12, in a training, a validation and a test file."""
+    """A training, a validation and a test file of texts (1 to 30 words) and summaries (1 to 12 words)."""
     folder, source = tmp_path_factory.mktemp("texts"), random.Random(0)
     for split, size in (("train", 12), ("validation", 9), ("test", 5)):
         with (folder / f"{split}.csv").open("w", newline="") as file:
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_bart(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another encoder-decoder, with the tokenizer of the T5; its decoder begins with </s>, token 1."""
+    """A BART with the tokenizer of the tiny T5; its decoder starts with </s>, token 1."""
     folder = tmp_path_factory.mktemp("tiny_bart")
     for file in tiny_t5.glob("tokenizer*"):
         shutil.copy(file, folder)

@@ -39,8 +39,8 @@ def built(folder: Path, **settings: Any) -> BertClassifier:
     return model.eval()
 
 
-def opinionated(folder: Path) -> BertClassifier:
-    """With weights so large that everything the network is told shows in the logits."""
+def sensitive(folder: Path) -> BertClassifier:
+    """A model with large weights, so that every change of the input changes the logits visibly."""
     model = built(folder)
     with torch.no_grad():
         for weight in model.parameters():
@@ -74,7 +74,7 @@ def test_the_loss_is_the_mean_cross_entropy_times_the_weight(tiny_bert: Path) ->
     assert torch.allclose(model.training_step({**data, "weight": 0.25}, 0), expected / 4)
 
 
-def test_label_smoothing_is_that_of_the_training_loss_only(tiny_bert: Path) -> None:
+def test_label_smoothing_is_used_in_the_training_loss_only(tiny_bert: Path) -> None:
     model, data = built(tiny_bert, label_smoothing=0.2), batch(tiny_bert, TEXTS)
     logits = model(data)
     smooth = 0.8 * F.cross_entropy(logits, data["target"]) - 0.2 * logits.log_softmax(1).mean()
@@ -84,15 +84,15 @@ def test_label_smoothing_is_that_of_the_training_loss_only(tiny_bert: Path) -> N
 
 
 def test_padding_does_not_change_a_texts_logits(tiny_bert: Path) -> None:
-    model, data = opinionated(tiny_bert), batch(tiny_bert, TEXTS)
+    model, data = sensitive(tiny_bert), batch(tiny_bert, TEXTS)
     alone = torch.cat([model(batch(tiny_bert, [text])) for text in TEXTS])
     assert torch.allclose(model(data), alone, atol=1e-5)
     everywhere = {**data, "attention_mask": torch.ones_like(data["attention_mask"])}
     assert not torch.allclose(model(everywhere), alone, atol=0.1)
 
 
-def test_the_model_is_told_which_text_of_a_pair_a_token_is_of(tiny_bert: Path) -> None:
-    model, data = opinionated(tiny_bert), batch(tiny_bert, TEXTS, TEXTS[::-1])
+def test_the_model_gets_the_token_types_of_a_pair(tiny_bert: Path) -> None:
+    model, data = sensitive(tiny_bert), batch(tiny_bert, TEXTS, TEXTS[::-1])
     assert data["token_type_ids"].any()
     as_one = {**data, "token_type_ids": torch.zeros_like(data["token_type_ids"])}
     assert not torch.allclose(model(data), model(as_one), atol=0.1)
@@ -111,7 +111,7 @@ def test_the_steps_return_the_step_contract(tiny_bert: Path, step: str, monkeypa
     assert torch.allclose(output["probabilities"], model(data).softmax(1))
 
 
-def test_a_pretrained_network_is_trained_with_its_dropout_and_scored_without(tiny_bert: Path) -> None:
+def test_a_pretrained_network_is_trained_with_its_dropout_and_evaluated_without(tiny_bert: Path) -> None:
     torch.manual_seed(0)
     model, data = BertClassifier(str(tiny_bert)), batch(tiny_bert, TEXTS)
     model.configure_model()
@@ -174,7 +174,7 @@ def bert_with_head(tiny_bert: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize("pairs", [None, "second"], ids=["texts", "pairs"])
 @pytest.mark.parametrize("make", [bert_with_head, distilbert, roberta])
-def test_any_encoder_trains_and_scores_what_a_direct_call_of_it_gives(
+def test_any_encoder_trains_and_its_validation_loss_equals_a_direct_call(
     tiny_bert: Path, tmp_path: Path, make: Any, pairs: str | None
 ) -> None:
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def test_any_encoder_trains_and_scores_what_a_direct_call_of_it_gives(
     assert scores["val/loss"] == pytest.approx(float(losses.mean()), abs=1e-6)
 
 
-def test_a_handful_of_texts_is_learnt_by_heart(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_few_texts_can_be_overfitted(tiny_bert: Path, tmp_path: Path) -> None:
     write(tmp_path / "train.csv", TEXTS, ["good", "bad", "good", "bad", "good"])
     for split in ("validation", "test"):
         shutil.copy(tmp_path / "train.csv", tmp_path / f"{split}.csv")
@@ -217,7 +217,7 @@ def test_a_handful_of_texts_is_learnt_by_heart(tiny_bert: Path, tmp_path: Path) 
 
 
 def train(folder: Path, tmp_path: Path, **settings: Any) -> tuple[BertClassifier, dict[str, float]]:
-    """Train on texts of 3 to 40 words for two epochs, without dropout, and score."""
+    """Train on texts of 3 to 40 words for two epochs without dropout, and evaluate."""
     texts = [" ".join([TEXTS[number % 5]] * (1 + number % 9)) for number in range(50)]
     source = write(tmp_path / "reviews.csv", texts, ["good", "bad"] * 25)
     data = TextClassification(str(source), tokenizer=str(folder), batch_size=8, evaluation_batch_size=3)
@@ -231,7 +231,7 @@ def train(folder: Path, tmp_path: Path, **settings: Any) -> tuple[BertClassifier
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
-    """What will be compiled, by a compiler that changes nothing."""
+    """The graphs that torch.compile makes, with a backend that does not change them."""
     made: list[torch.fx.GraphModule] = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
@@ -246,7 +246,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
 
 @pytest.mark.parametrize("padding_free", [True, False])
 @pytest.mark.parametrize("compile", [True, False])
-def test_padding_free_and_compiled_trainings_learn_what_a_plain_one_learns(
+def test_padding_free_and_compiled_trainings_give_the_same_weights_as_a_plain_one(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, padding_free: bool, compile: bool
 ) -> None:
     plain, expected = train(tiny_bert, tmp_path)
@@ -259,7 +259,7 @@ def test_padding_free_and_compiled_trainings_learn_what_a_plain_one_learns(
     assert 0 < len(made) <= 6 if compile else not made, "validation is not compiled"
 
 
-def test_speed_is_counted_in_the_tokens_that_are_computed(tiny_bert: Path) -> None:
+def test_throughput_counts_the_tokens_that_are_computed(tiny_bert: Path) -> None:
     data = batch(tiny_bert, TEXTS)
     real = int(data["attention_mask"].sum())
     packed = built(tiny_bert, padding_free=True).on_before_batch_transfer(data, 0)
@@ -270,5 +270,5 @@ def test_speed_is_counted_in_the_tokens_that_are_computed(tiny_bert: Path) -> No
 
 def test_padding_free_needs_a_bert(tiny_bert: Path, tmp_path: Path) -> None:
     distilbert(tiny_bert, tmp_path)
-    with pytest.raises(BadInput, match="a DistilBertForSequenceClassification and no BERT"):
+    with pytest.raises(BadInput, match="a DistilBertForSequenceClassification, not a BERT"):
         built(tmp_path, padding_free=True)

@@ -23,7 +23,7 @@ from project.models.t5_minimum_risk import (
 )
 from project.models.t5_summarizer import T5Summarizer
 
-WORDS = ("", "", "red", "blue", "old", "new")  # of the tokens; 0 is padding, 1 ends a summary
+WORDS = ("", "", "red", "blue", "old", "new")  # word of each token; 0 is padding, 1 ends a summary
 SIZES = {"vocab_size": len(WORDS), "d_model": 16}
 
 
@@ -42,7 +42,7 @@ def bart(**settings: Any) -> Any:
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 1}
     made = BartForConditionalGeneration(BartConfig(**SIZES, **layers, **heads, **tokens, init_std=0.5, **settings))
-    made.final_logits_bias[0, 0] = 1.5  # padding is drawn before the end too, as any other token
+    made.final_logits_bias[0, 0] = 1.5  # padding is sampled before the end too, like any other token
     return made
 
 
@@ -54,7 +54,7 @@ def decode(rows: Tensor) -> list[str]:
 
 
 def batch() -> dict[str, Any]:
-    """Two texts, of which one is padded."""
+    """A batch of two texts, one of them padded."""
     return {
         "input_ids": torch.tensor([[2, 3, 4, 1], [5, 1, 0, 0]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
@@ -64,7 +64,7 @@ def batch() -> dict[str, Any]:
 
 
 def log_likelihoods(network: Any, some: dict[str, Any], summaries: Tensor) -> Tensor:
-    """Of the tokens up to the end of each of the summaries, (texts, summaries)."""
+    """The log-likelihood of each summary, up to its end token, (texts, summaries)."""
     found = []
     for row in range(len(some["input_ids"])):
         real = some["attention_mask"][row].bool()
@@ -76,18 +76,18 @@ def log_likelihoods(network: Any, some: dict[str, Any], summaries: Tensor) -> Te
 
 
 def all_summaries() -> Tensor:
-    """Every summary of at most two tokens, -100 behind its end."""
+    """All summaries of at most two tokens, with -100 after the end token."""
     ended = [[1, -100]]
     return torch.tensor(ended + [[first, second] for first in (0, 2, 3, 4, 5) for second in range(len(WORDS))])
 
 
 @NETWORKS
-def test_summaries_are_drawn_with_the_networks_own_probabilities(network: Callable[[], Any]) -> None:
+def test_summaries_are_sampled_with_the_probabilities_of_the_network(network: Callable[[], Any]) -> None:
     made, some, count = network(), batch(), 20_000
     summaries = all_summaries()
     with torch.no_grad():
         expected = log_likelihoods(made, some, summaries).exp()
-    assert expected.sum(dim=1).tolist() == pytest.approx([1, 1], abs=1e-4), "nothing else can be drawn"
+    assert expected.sum(dim=1).tolist() == pytest.approx([1, 1], abs=1e-4), "these are all possible summaries"
     torch.manual_seed(1)
     drawn = draw(made, some["input_ids"], some["attention_mask"], torch.rand(2 * count, 2), unsharded=True)
     assert drawn.shape == (2 * count, 2)
@@ -99,8 +99,8 @@ def test_summaries_are_drawn_with_the_networks_own_probabilities(network: Callab
 
 @NETWORKS
 @pytest.mark.parametrize("count", [2, 5000])
-def test_the_loss_is_the_expected_risk_and_so_is_its_gradient(network: Callable[[], Any], count: int) -> None:
-    """Both exactly known, over all summaries, and as the mean of 20,000 draws, many of one batch or few of each."""
+def test_the_loss_and_its_gradient_are_those_of_the_expected_risk(network: Callable[[], Any], count: int) -> None:
+    """Exact values over all summaries against the mean of 20,000 samples, many per text or few per text."""
     made, some = network(), batch()
     summaries = all_summaries()
     texts = decode(summaries)
@@ -128,7 +128,7 @@ def test_the_loss_is_the_expected_risk_and_so_is_its_gradient(network: Callable[
 
 
 @NETWORKS
-def test_with_a_share_of_one_the_loss_is_that_of_the_targets(network: Callable[[], Any]) -> None:
+def test_with_likelihood_one_the_loss_is_that_of_the_targets(network: Callable[[], Any]) -> None:
     made, some = network(), batch()
     usual = made(**{name: some[name] for name in ("input_ids", "attention_mask", "labels")}).loss
     found = expected_risk(made, some, torch.rand(4, 4), likelihood=1.0, unsharded=True)
@@ -152,7 +152,7 @@ def test_training_on_the_risk_alone_finds_the_targets(unsharded: bool) -> None:
     assert texts[:100].count("red blue") > 90 and texts[100:].count("old") > 90
 
 
-def test_what_is_drawn_of_a_text_depends_on_the_step_and_not_on_its_neighbours() -> None:
+def test_the_samples_of_a_text_depend_on_the_step_and_not_on_its_neighbours() -> None:
     made, some = t5(), batch()
     uniforms = [uniform_numbers(torch.tensor(ids), step, 50, 4) for ids, step in (([7, 9], 3), ([9], 3), ([9], 4))]
     assert uniforms[0].min() >= 0 and uniforms[0].max() < 1 and abs(uniforms[0].mean() - 0.5) < 0.1
@@ -163,9 +163,9 @@ def test_what_is_drawn_of_a_text_depends_on_the_step_and_not_on_its_neighbours()
     assert torch.equal(both[50:], one) and len(one.unique(dim=0)) > 10
 
 
-def test_what_is_drawn_knows_no_dropout_and_training_goes_on_with_it() -> None:
+def test_sampling_uses_no_dropout_and_training_continues_with_it() -> None:
     made, some, uniforms = t5(dropout_rate=0.5), batch(), torch.rand(200, 4)
-    made.encoder.eval()  # as one that is frozen
+    made.encoder.eval()  # like a frozen encoder
     drawn = [draw(made, some["input_ids"], some["attention_mask"], uniforms, unsharded=True) for _ in range(2)]
     assert torch.equal(*drawn) and made.decoder.block[0].training and not made.encoder.block[0].training
 
@@ -178,9 +178,8 @@ def test_in_bfloat16_every_weight_has_its_gradient(network: Callable[[], Any]) -
         rows = torch.tensor([[2, 1], [3, 4], [4, 1], [5, 5]])
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             torch.manual_seed(4)
-            draw(
-                made, some["input_ids"], some["attention_mask"], torch.rand(4, 2), unsharded=True
-            )  # casts weights without gradients
+            # in autocast, sampling casts weights without gradients
+            draw(made, some["input_ids"], some["attention_mask"], torch.rand(4, 2), unsharded=True)
             patch.setattr(t5_minimum_risk, "draw", lambda *arguments, rows=rows: rows)
             loss = expected_risk(made, some, torch.rand(4, 2), likelihood=0.5, unsharded=True)
         loss.backward()
@@ -190,7 +189,7 @@ def test_in_bfloat16_every_weight_has_its_gradient(network: Callable[[], Any]) -
     assert torch.cosine_similarity(one, other, dim=0) > 0.99
 
 
-def test_a_models_own_settings_of_generation_do_not_apply() -> None:
+def test_the_models_own_generation_settings_are_not_used() -> None:
     made, some = bart(), batch()
     made.generation_config.suppress_tokens = [2, 3]
     made.generation_config.min_new_tokens = 3
@@ -201,7 +200,7 @@ def test_a_models_own_settings_of_generation_do_not_apply() -> None:
 
 def test_rewards_are_three_quarters_rouge_1_and_one_quarter_l() -> None:
     found = reward(["red old", "blue red", "new", "old new"], ["red blue", "new old"])
-    # red of "red blue" is one of two words both ways; of "blue red" both words, but one in order; F 2/3; both words, one in order
+    # "red old": one of two words; "blue red" and "old new": both words, one in order; "new": F1 is 2/3
     assert found.tolist() == [pytest.approx([0.5, 0.875]), pytest.approx([2 / 3, 0.875])]
 
 
@@ -222,11 +221,11 @@ def test_the_least_risk_is_the_highest_mean_rouge_1() -> None:
     assert len({which % 4 for which in expected}) == 4
 
 
-def test_of_hypotheses_with_the_same_risk_the_most_probable_is_taken() -> None:
+def test_the_most_probable_of_several_hypotheses_with_equal_risk_is_chosen() -> None:
     assert least_risk(["红", "蓝", "blue red", "red blue"], ["红", "蓝", "red", "blue"], 2).tolist() == [0, 2]
 
 
-def test_the_network_sees_few_widths() -> None:
+def test_the_decoder_is_called_with_few_widths() -> None:
     made, some = t5(), batch()
     widths = set()
     made.decoder.register_forward_hook(
@@ -237,13 +236,13 @@ def test_the_network_sees_few_widths() -> None:
     assert widths == {4, 8, 10}
 
 
-def test_summaries_may_be_as_long_as_there_are_positions() -> None:
+def test_summaries_may_use_all_positions_of_the_model() -> None:
     made, some = bart(max_position_embeddings=6), batch()
     some["labels"] = torch.tensor([[2, 3, 2, 3, 2, 1], [4, 1, -100, -100, -100, -100]])
     assert expected_risk(made, some, torch.rand(4, 6), likelihood=0.5, unsharded=True).isfinite()
 
 
-def test_equal_summaries_have_nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_summaries_give_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     made, some = t5(), batch()
     rows = some["labels"].clamp(min=0).repeat_interleave(3, dim=0)
     monkeypatch.setattr(t5_minimum_risk, "draw", lambda *arguments: rows)
@@ -253,19 +252,19 @@ def test_equal_summaries_have_nothing_to_learn_from(monkeypatch: pytest.MonkeyPa
     assert all(float(p.grad.abs().max()) < 1e-7 for p in made.parameters() if p.grad is not None)
 
 
-def test_one_summary_has_nothing_to_compare_with(tiny_t5: Path) -> None:
-    with pytest.raises(BadInput, match=r"^model.risk_samples=1: one summary has no other to be better than; draw at"):
+def test_a_single_sample_is_refused(tiny_t5: Path) -> None:
+    with pytest.raises(BadInput, match=r"^model.risk_samples=1: one summary has no other to compare with; use at"):
         T5MinimumRisk(pretrained=str(tiny_t5), risk_samples=1)
 
 
 @pytest.mark.parametrize("kind", ["T5", "BART"])
-def test_the_hypothesis_that_agrees_with_what_is_drawn_is_taken(
+def test_the_hypothesis_that_agrees_most_with_the_samples_is_chosen(
     folder: Path, tiny_t5: Path, tiny_bart: Path, kind: str
 ) -> None:
     pretrained, beams = {"T5": tiny_t5, "BART": tiny_bart}[kind], {"max_new_tokens": 8, "num_beams": 4}
     model, data = build(folder, pretrained, T5MinimumRisk, mbr_samples=6, **beams)
     plain, _ = build(folder, pretrained, **beams)
-    if kind == "BART":  # some words rather than any bytes
+    if kind == "BART":  # raise the probability of words over bytes
         likely = 5 + 3 * torch.randn(140, generator=torch.Generator().manual_seed(0))
         for one in (model, plain):
             one.network.final_logits_bias[0, 260:] = likely
@@ -273,7 +272,7 @@ def test_the_hypothesis_that_agrees_with_what_is_drawn_is_taken(
     for batch in loader(data):
         found = model.generate(batch)
         assert torch.equal(found, model.generate(batch))
-        torch.manual_seed(int(batch["id"][0]))  # which only BART uses
+        torch.manual_seed(int(batch["id"][0]))  # only BART uses the global generator
         uniforms = uniform_numbers(batch["id"], 0, 6, 8)
         drawn = batch["decode"](
             draw(model.network, batch["input_ids"], batch["attention_mask"], uniforms, unsharded=True)
@@ -289,7 +288,7 @@ def test_the_hypothesis_that_agrees_with_what_is_drawn_is_taken(
     assert others
 
 
-def test_while_it_trains_nothing_is_drawn_for_its_validation(
+def test_no_samples_are_drawn_for_validation_during_training(
     folder: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"max_new_tokens": 8, "num_beams": 4, "dropout": 0.0}
@@ -306,19 +305,21 @@ def test_while_it_trains_nothing_is_drawn_for_its_validation(
     assert sum(drawn) == 9
 
 
-def test_greedy_decoding_leaves_nothing_to_choose_from(tiny_t5: Path) -> None:
+def test_minimum_bayes_risk_with_greedy_decoding_is_refused(tiny_t5: Path) -> None:
     with pytest.raises(
-        BadInput, match=r"^model.mbr_samples=8: greedy decoding leaves nothing to choose from; set model.num"
+        BadInput, match=r"^model.mbr_samples=8: greedy decoding has one hypothesis only; set model.num"
     ):
         T5MinimumRisk(pretrained=str(tiny_t5), mbr_samples=8)
 
 
 @pytest.mark.parametrize("slices", [2, 5])
-def test_uneven_micro_batches_draw_what_the_whole_batch_draws(folder: Path, tiny_t5: Path, slices: int) -> None:
+def test_uneven_micro_batches_draw_the_same_samples_as_the_whole_batch(
+    folder: Path, tiny_t5: Path, slices: int
+) -> None:
     compare_slices(*build(folder, tiny_t5, T5MinimumRisk, max_new_tokens=6, risk_samples=2), slices)
 
 
-def test_the_first_steps_learn_the_targets_and_the_others_the_risk(folder: Path, tiny_t5: Path) -> None:
+def test_the_first_steps_train_on_the_targets_and_the_others_on_the_risk(folder: Path, tiny_t5: Path) -> None:
     settings = {"max_new_tokens": 6, "learning_rate": 1e-9, "likelihood": 0.0}
     losses = {}
     for name, more in {
@@ -335,7 +336,7 @@ def test_the_first_steps_learn_the_targets_and_the_others_the_risk(folder: Path,
     assert min(abs(one - other) for one, other in zip(losses["targets"], losses["risk"], strict=True)) > 0.1
 
 
-def test_without_its_own_options_it_trains_and_writes_as_its_parent(folder: Path, tiny_t5: Path) -> None:
+def test_without_its_own_options_it_equals_its_parent_class(folder: Path, tiny_t5: Path) -> None:
     settings = {"max_new_tokens": 8, "num_beams": 4}
     model, data = build(folder, tiny_t5, T5MinimumRisk, risk_samples=0, **settings)
     plain, _ = build(folder, tiny_t5, **settings)
@@ -344,7 +345,7 @@ def test_without_its_own_options_it_trains_and_writes_as_its_parent(folder: Path
         assert torch.equal(model.generate(batch), plain.generate(batch))
 
 
-def test_its_hyperparameters_are_its_own_and_those_of_its_parent(tiny_t5: Path) -> None:
+def test_its_hyperparameters_include_those_of_its_parent(tiny_t5: Path) -> None:
     model = T5MinimumRisk(pretrained=str(tiny_t5), num_beams=4, mbr_samples=3)
     own = {"risk_samples": 4, "risk_after": 0.0, "likelihood": 0.1, "mbr_samples": 3}
     inherited = T5Summarizer(pretrained=str(tiny_t5), num_beams=4).hparams

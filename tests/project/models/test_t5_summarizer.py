@@ -17,13 +17,13 @@ from project.models.t5_summarizer import T5Summarizer
 def made(
     request: pytest.FixtureRequest, folder: Path, tiny_t5: Path, tiny_bart: Path
 ) -> tuple[T5Summarizer, Summarization]:
-    """A model and its data, with batches of 4 examples."""
+    """A model and its data with batches of 4 examples."""
     pretrained = {"pretrained T5": str(tiny_t5), "pretrained BART": str(tiny_bart), "new T5": None}[request.param]
     return build(folder, pretrained, max_new_tokens=6)
 
 
 def log_likelihoods(model: T5Summarizer, batch: dict[str, Any]) -> list[float]:
-    """Of each token of each summary, one example at a time and without padding."""
+    """The log-likelihood of each token of each summary, one example at a time and without padding."""
     start, found = model.network.config.decoder_start_token_id, []
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         labels = labels[labels >= 0]
@@ -41,7 +41,7 @@ def test_the_validation_loss_is_the_mean_over_all_tokens(made: tuple[T5Summarize
     assert scores["val/loss"] == pytest.approx(-sum(values) / len(values), abs=1e-5)
 
 
-def test_greedy_summaries_are_the_most_likely_tokens_one_after_the_other(
+def test_greedy_summaries_are_the_most_probable_tokens_one_after_the_other(
     made: tuple[T5Summarizer, Summarization],
 ) -> None:
     model, data = made
@@ -55,12 +55,12 @@ def test_greedy_summaries_are_the_most_likely_tokens_one_after_the_other(
                 best = model.network(**inputs, decoder_input_ids=tokens).logits[:, -1].argmax(-1)
             tokens = torch.cat([tokens, torch.where(ended, config.pad_token_id, best)[:, None]], dim=1)
             ended |= best == config.eos_token_id
-        made_by_model = model.generate(batch)
-        assert torch.equal(made_by_model, tokens[:, 1 : 1 + made_by_model.shape[1]])
+        generated = model.generate(batch)
+        assert torch.equal(generated, tokens[:, 1 : 1 + generated.shape[1]])
         assert model.predict_step(batch, 0)["text"] == batch["decode"](tokens[:, 1:])
 
 
-def test_beam_search_has_the_settings_of_the_model(folder: Path, tiny_t5: Path) -> None:
+def test_beam_search_uses_the_settings_of_the_model(folder: Path, tiny_t5: Path) -> None:
     settings = {"max_new_tokens": 12, "num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0}
     model, data = build(folder, tiny_t5, **settings)
     greedy, _ = build(folder, tiny_t5, max_new_tokens=12)
@@ -89,7 +89,7 @@ def test_beam_search_can_favour_the_tokens_of_the_text(folder: Path, tiny_t5: Pa
             text = set(ids[mask.bool()].tolist())
             padded += not mask.all()
             elsewhere += not set(without[index]) <= text
-            # log-probabilities of the text's tokens are nearly 0, those of all others about -6; padding stands behind the end only
+            # log-probabilities of the text's tokens are nearly 0, others about -6; padding follows only the end
             written = found[index][: found[index].index(1)] if 1 in found[index] else found[index]
             assert set(written) <= text
             alone = {"input_ids": ids[mask.bool()][None], "attention_mask": mask[mask.bool()][None]}
@@ -98,7 +98,7 @@ def test_beam_search_can_favour_the_tokens_of_the_text(folder: Path, tiny_t5: Pa
     assert padded and elsewhere
 
 
-def test_the_settings_of_a_saved_models_cache_do_not_apply_to_beam_search(folder: Path, tiny_t5: Path) -> None:
+def test_a_saved_models_cache_settings_do_not_affect_beam_search(folder: Path, tiny_t5: Path) -> None:
     model, data = build(folder, tiny_t5, max_new_tokens=8, num_beams=4)
     batch = loader(data)[0]
     expected = model.generate(batch)
@@ -125,14 +125,14 @@ def test_summaries_that_reach_the_limit_are_counted_and_reported_outside_trainin
     assert float(fit.callback_metrics["val/capped"]) == 1 and "attention" not in capsys.readouterr().err
     (scores,) = trainer().validate(model, data, verbose=False)
     assert scores["val/capped"] == 1 and scores["val/generated_tokens"] == 2
-    warning = "attention: 100% of the summaries reached 2 tokens and were cut there; raise model.max_new_tokens\n"
+    warning = "attention: 100% of the summaries were truncated at 2 tokens; raise model.max_new_tokens\n"
     assert capsys.readouterr().err.endswith(warning)
     (scores,) = trainer().test(model, data, verbose=False)
     assert scores["test/capped"] == 1 and capsys.readouterr().err.endswith(warning)
 
 
 @pytest.mark.parametrize(("cut", "warned"), [(0, False), (1, True)])
-def test_summaries_that_end_by_themselves_are_not_reported(
+def test_summaries_with_an_end_token_are_not_reported_as_cut(
     folder: Path,
     tiny_t5: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -140,7 +140,7 @@ def test_summaries_that_end_by_themselves_are_not_reported(
     cut: int,
     warned: bool,
 ) -> None:
-    """Of 9 summaries, some end at once, some with the last token allowed, and `cut` not at all."""
+    """Of 9 summaries, some end at the first token, some at the last allowed token, and `cut` have no end token."""
     model, data = build(folder, tiny_t5, max_new_tokens=3)
     rows = [[1, 0, 0], [7, 8, 1]] * 4 + [[7, 8, 9] if cut else [7, 1, 0]]
     monkeypatch.setattr(model, "generate", lambda batch: torch.tensor([rows.pop(0) for _ in batch["id"]]))
@@ -150,7 +150,7 @@ def test_summaries_that_end_by_themselves_are_not_reported(
     assert ("attention" in capsys.readouterr().err) == warned
 
 
-def test_lead_1_comes_with_the_final_scores_only(folder: Path, tiny_t5: Path) -> None:
+def test_lead_1_is_computed_outside_training_only(folder: Path, tiny_t5: Path) -> None:
     model, data = build(folder, tiny_t5, max_new_tokens=2)
     fit = trainer(max_steps=1)
     fit.fit(model.train(), data)
@@ -160,12 +160,14 @@ def test_lead_1_comes_with_the_final_scores_only(folder: Path, tiny_t5: Path) ->
 
 
 @pytest.mark.parametrize("slices", [2, 5])
-def test_uneven_micro_batches_add_up_to_the_whole_batch(made: tuple[T5Summarizer, Summarization], slices: int) -> None:
-    """The mean over tokens, not over examples: 12 examples in 5 parts, of different numbers of tokens."""
+def test_uneven_micro_batches_give_the_gradient_of_the_whole_batch(
+    made: tuple[T5Summarizer, Summarization], slices: int
+) -> None:
+    """The loss is a mean over tokens, not over examples: the parts of 12 examples have different numbers of tokens."""
     compare_slices(*made, slices)
 
 
-def test_a_new_t5_is_made_as_it_is_described() -> None:
+def test_a_new_t5_has_the_given_sizes() -> None:
     model = T5Summarizer(None, d_model=24, d_ff=40, num_layers=2, num_heads=3, dropout=0.2, vocab_size=50)
     model.configure_model()
     network = model.network
@@ -179,13 +181,13 @@ def test_a_new_t5_is_made_as_it_is_described() -> None:
     assert model.network is network
 
 
-def test_a_width_that_the_heads_cannot_share_is_one_sentence() -> None:
+def test_a_width_that_is_not_divisible_by_the_heads_gives_one_sentence() -> None:
     with pytest.raises(BadInput, match=r"^model.d_model is 30, which 4 heads \(model.num_heads\) cannot share\.$"):
         T5Summarizer(None, d_model=30, num_heads=4)
 
 
-def test_a_few_summaries_are_learnt_by_heart(tiny_t5: Path, tmp_path: Path) -> None:
-    """From text to text: the tokens, the loss, the generation and the scores fit together."""
+def test_a_few_summaries_can_be_overfitted(tiny_t5: Path, tmp_path: Path) -> None:
+    """An end-to-end check that tokens, loss, generation and metrics are consistent."""
     rows = [["red tree", "a river and a cat"], ["green house", "the dog"], ["one cat", "two"], ["blue", "nine or ten"]]
     for split in ("train", "validation", "test"):
         with (tmp_path / f"{split}.csv").open("w", newline="") as file:
