@@ -1,4 +1,4 @@
-"""bert_cls: all-MiniLM-L6-v2 on Rotten Tomatoes, batches of 32: litlab against transformers' Trainer and a bare loop."""
+"""Training bert_cls (MiniLM, Rotten Tomatoes, batch size 32): litlab against transformers' Trainer and a bare loop."""
 
 import json
 import os
@@ -31,11 +31,11 @@ from project.models.bert_classifier import BertClassifier
 
 BATCH, STEPS, ROUNDS, SLOW_ROUNDS = 32, 40, 5, 2
 LEARNING_RATE = 1e-4
-EXAMPLES = BATCH * STEPS  # one epoch: every contender trains on the same texts
+EXAMPLES = BATCH * STEPS  # one epoch; all contenders train on the same texts
 
 
 def write_texts(folder: Path) -> None:
-    """Some texts of Rotten Tomatoes, in the files that litlab reads."""
+    """Write a sample of Rotten Tomatoes as data files for litlab."""
     source = rotten_tomatoes.source().open()
     rows = splits.read(next(iter(source.values())), {"data.text": "text"}, ("data.label", "label"))
     pairs = [{"text": text, "label": label} for text, label in zip(rows.texts[0].to_pylist(), rows.labels, strict=True)]
@@ -47,10 +47,10 @@ def write_texts(folder: Path) -> None:
 
 
 class Contest:
-    """The contenders, on the same texts.
+    """The contenders, which train on the same texts.
 
     Args:
-        room: folder of the data files.
+        room: folder with the data files.
     """
 
     def __init__(self, room: Path) -> None:
@@ -66,7 +66,8 @@ class Contest:
         return EXAMPLES / seconds_of_fit(*files, *epoch)
 
     def bare_loop(self) -> float:
-        """The same model and batches, and nothing else."""
+        """A plain PyTorch loop with the same model and batches."""
+        # model, data and optimizer, as litlab makes them
         keep_freed_memory()
         torch.manual_seed(0)
         module = BertClassifier()
@@ -75,6 +76,7 @@ class Contest:
         data.prepare_data()
         optimizer = torch.optim.AdamW(decay_groups(module, 0.01), lr=LEARNING_RATE, fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, STEPS, 4, "linear"))
+        # the timed loop
         began = time.perf_counter()
         for batch in data.train_dataloader():
             with torch.autocast("cpu", torch.bfloat16):
@@ -87,11 +89,11 @@ class Contest:
         return EXAMPLES / (time.perf_counter() - began)
 
     def default(self) -> float:
-        """Trainer as run_glue calls it: everything padded to the limit."""
+        """Trainer as run_glue calls it: every text is padded to the maximum length."""
         return self._trainer(self._tokenized("max_length"), None)
 
     def best(self) -> float:
-        """Trainer as a careful user calls it."""
+        """Trainer with the flags that make it fast."""
         return self._trainer(self._tokenized(False), DataCollatorWithPadding(self.tokenizer), **BEST)
 
     def _tokenized(self, padding: Any) -> Dataset:
@@ -117,7 +119,7 @@ class Contest:
 
 
 def main() -> None:
-    """Race, and report examples per second."""
+    """Run the race and report examples per second."""
     room = Path(tempfile.mkdtemp())
     os.environ["LITLAB_RUNS"] = os.environ[ROOM] = str(room)
     write_texts(room)
@@ -128,7 +130,7 @@ def main() -> None:
     what, unit = "bert_cls training against", "examples/s"
     report(
         [
-            faster(f"{what} a bare loop with the same tricks", medians, "litlab", "bare_loop", unit, 0.95, 1),
+            faster(f"{what} a bare loop with the same optimizations", medians, "litlab", "bare_loop", unit, 0.95, 1),
             faster(f"{what} Trainer with default flags", slow_medians, "litlab", "default", unit, 10, 14),
             faster(f"{what} Trainer with best flags", medians, "litlab", "best", unit, 1.4, 1.8),
         ]

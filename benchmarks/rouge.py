@@ -1,14 +1,14 @@
-"""ROUGE of 1,000 texts of 54 words: litlab with the fast extra against torchmetrics, and against rouge-score."""
+"""ROUGE of 1,000 texts of 54 words: litlab with the fast extra against torchmetrics and against rouge-score."""
 
 import random
 import sys
 import time
 
-import rouge_score_rs  # noqa: F401  # fails early where it is not installed
+import rouge_score_rs  # noqa: F401  # fail early if it is not installed
 import torch
 from torchmetrics.text.rouge import ROUGEScore
 
-from benchmarks.race import race, report, sooner
+from benchmarks.race import race, report, shorter
 from litlab.nn.metrics import SummarizationMetrics
 from project.data import docstrings
 
@@ -16,32 +16,32 @@ PAIRS, WORDS, ROUNDS = 1000, 54, 9
 
 
 def main() -> None:
-    """Race, and report seconds."""
+    """Run the race and report seconds."""
     rows = [row for row in docstrings.table().to_pylist() if row["split"] == "validation"][:PAIRS]
-    # as long as the highlights of CNN/DailyMail; the summaries share words with them, as those of a model do
+    # targets as long as the highlights of CNN/DailyMail; the summaries are the same words in another order
     words = [row["source"].split()[:WORDS] for row in rows]
     targets = [" ".join(some) for some in words]
-    dice = random.Random(0)
-    summaries = [" ".join(dice.sample(some, len(some))) for some in words]
-    nothing = torch.zeros(PAIRS)
+    generator = random.Random(0)
+    summaries = [" ".join(generator.sample(some, len(some))) for some in words]
+    zeros = torch.zeros(PAIRS)  # for the lengths and the cut summaries, which are not measured
 
     def litlab() -> float:
         metric = SummarizationMetrics("val/")
         began = time.perf_counter()
-        metric.update(summaries, targets, nothing, nothing)
+        metric.update(summaries, targets, zeros, zeros)
         metric.compute()
         return time.perf_counter() - began
 
     def slow() -> float:
         fast = sys.modules["rouge_score_rs"]
-        sys.modules["rouge_score_rs"] = None  # type: ignore[assignment]  # as where it is not installed
+        sys.modules["rouge_score_rs"] = None  # type: ignore[assignment]  # as if it were not installed
         try:
             return litlab()
         finally:
             sys.modules["rouge_score_rs"] = fast
 
     def torchmetrics() -> float:
-        # the keys without rougeLsum, for which it downloads a sentence splitter
+        # all keys except rougeLsum, which needs the download of a sentence splitter
         metric = ROUGEScore(use_stemmer=True, rouge_keys=("rouge1", "rouge2", "rougeL"))
         began = time.perf_counter()
         metric.update(summaries, targets)
@@ -52,8 +52,8 @@ def main() -> None:
     what = "ROUGE of 1,000 texts of 54 words with the fast extra against"
     report(
         [
-            sooner(f"{what} torchmetrics", medians, "with the fast extra", "torchmetrics", "s", 50),
-            sooner(f"{what} litlab with rouge-score", medians, "with the fast extra", "rouge-score", "s"),
+            shorter(f"{what} torchmetrics", medians, "with the fast extra", "torchmetrics", "s", 50),
+            shorter(f"{what} litlab with rouge-score", medians, "with the fast extra", "rouge-score", "s"),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""t5_sum: a T5 of 3+3 layers, width 256, on docstrings, batches of 32: litlab against transformers' Seq2SeqTrainer."""
+"""Training t5_sum (T5, 3+3 layers of width 256, docstrings, batch size 32): litlab against Seq2SeqTrainer."""
 
 import os
 import sys
@@ -22,12 +22,12 @@ from project.data import docstrings
 from project.data.summarization import Summarization
 
 BATCH, STEPS, ROUNDS, SLOW_ROUNDS = 32, 40, 5, 2
-EXAMPLES = BATCH * STEPS  # one epoch: every contender trains on the same texts
+EXAMPLES = BATCH * STEPS  # one epoch; all contenders train on the same texts
 LEARNING_RATE = 1e-3
 
 
 def write_pairs(folder: Path) -> None:
-    """Write docstrings to a folder that litlab reads."""
+    """Write a sample of docstrings as data files for litlab."""
     table = docstrings.table()
     for split, count in {"train": EXAMPLES, "validation": 64, "test": 64}.items():
         rows = [row for row in table.select(["split", "source", "target"]).to_pylist() if row["split"] == split]
@@ -38,11 +38,11 @@ def write_pairs(folder: Path) -> None:
 
 
 class Contest:
-    """The contenders, on the same pairs.
+    """The contenders, which train on the same pairs.
 
     Args:
-        room: folder of the data files.
-        dropout: of the model.
+        room: folder with the data files.
+        dropout: dropout rate of the model.
     """
 
     def __init__(self, room: Path, dropout: float) -> None:
@@ -53,7 +53,7 @@ class Contest:
     def litlab(self) -> float:
         """`litlab fit`."""
         files = ["-c", "configs/experiment/t5_sum.yaml", f"--data.source={self.room}", "--checkpoint.monitor=null"]
-        # the peer begins with random weights as well, and learns to write the targets
+        # like the peer: random weights, and the targets' likelihood as the loss
         files += ["--model.pretrained=null", "--model.risk_samples=0"]
         epoch = [f"--data.batch_size={BATCH}", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"]
         return EXAMPLES / seconds_of_fit(*files, *epoch, f"--model.dropout={self.dropout}")
@@ -63,10 +63,11 @@ class Contest:
         return self._trainer()
 
     def best(self) -> float:
-        """Seq2SeqTrainer as a careful user calls it."""
+        """Seq2SeqTrainer with the flags that make it fast."""
         return self._trainer(**BEST)
 
     def _trainer(self, **flags: Any) -> float:
+        # the tokens in litlab's cache, as a data set of the datasets library
         columns = {name: self.data.splits["train"].ragged(name) for name in ("text", "summary")}
         rows = range(EXAMPLES)
         texts, labels = (
@@ -75,6 +76,7 @@ class Contest:
         )
         masks, lengths = [[1] * len(text) for text in texts], list(map(len, texts))
         dataset = Dataset.from_dict({"input_ids": texts, "attention_mask": masks, "labels": labels, "length": lengths})
+        # the model of the experiment as transformers makes it
         torch.manual_seed(0)
         config = T5Config(
             vocab_size=self.data.vocab_size,
@@ -100,7 +102,7 @@ class Contest:
 
 
 def main() -> None:
-    """Race, and report examples per second."""
+    """Run the race and report examples per second."""
     room = Path(tempfile.mkdtemp())
     os.environ["LITLAB_RUNS"] = os.environ[ROOM] = str(room)
     write_pairs(room)

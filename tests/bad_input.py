@@ -1,4 +1,4 @@
-"""Mistakes of a user, each with the words that must be in the answer, and the steps that make them."""
+"""User mistakes as test cases, the steps that prepare them, and checks of the error message."""
 
 import hashlib
 import os
@@ -20,15 +20,15 @@ from litlab.runs.directory import RunDirectory
 
 @dataclass
 class Case:
-    """One mistake.
+    """One mistake of a user.
 
     Args:
-        name: what was done wrong.
-        command: what follows `litlab` on the command line.
-        words: parts of the sentence, in this order: the place, and what would be right.
-        files: files of the project that are written before.
-        steps: what else is done before, in the project folder.
-        environment: variables that are set.
+        name: name of the mistake.
+        command: command line after `litlab`.
+        words: parts of the expected message, in this order: where the mistake is, and what would be right.
+        files: files to write into the project first.
+        steps: functions to call first, in the project folder.
+        environment: environment variables to set first.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Case:
 
 
 def remove(name: str) -> Callable[[], Any]:
-    """Remove a file or a folder."""
+    """Delete a file or a folder."""
     return lambda: shutil.rmtree(name) if os.path.isdir(name) else os.remove(name)
 
 
@@ -58,7 +58,7 @@ def change(name: str, how: Callable[[bytes], bytes]) -> Callable[[], Any]:
 
 
 def flip_a_bit(name: str) -> Callable[[], Any]:
-    """Change one bit in the middle of a file: within the weights of a checkpoint, where torch does not notice it."""
+    """Flip one bit in the middle of a file; in a checkpoint this changes a weight, and torch does not detect it."""
 
     def flip(content: bytes) -> bytes:
         middle = len(content) // 2
@@ -68,7 +68,7 @@ def flip_a_bit(name: str) -> Callable[[], Any]:
 
 
 def save(content: Any, checkpoint: str) -> Callable[[], Any]:
-    """Write anything as torch does."""
+    """Save any object with `torch.save`."""
     return lambda: torch.save(content, checkpoint)
 
 
@@ -84,17 +84,17 @@ def drop(part: str, checkpoint: str) -> Callable[[], Any]:
 
 
 def interrupt(run: str) -> Callable[[], Any]:
-    """Change the status of a run to that of one that was stopped."""
+    """Set the status of a finished run to interrupted."""
     return change(f"{run}/run.json", lambda content: content.replace(b'"finished"', b'"interrupted"'))
 
 
 def use(run: str) -> Callable[[], Any]:
-    """Lock a run: this process lives."""
+    """Lock a run by this process, which is alive."""
     return lambda: RunDirectory(Path(run)).acquire()
 
 
 class Code:
-    """What a checkpoint must not hold: unpickling it runs a command."""
+    """An object that runs a command when it is unpickled; litlab must refuse a checkpoint that contains it."""
 
     def __reduce__(self) -> tuple:
         return os.system, ("echo exploited",)
@@ -104,7 +104,7 @@ class Code:
 
 
 def assert_refused(case: Case, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Make the mistake in this process, in the current folder, and check the answer and that nothing was lost."""
+    """Make the mistake in this process, check the message, and check that no file changed in the current folder."""
     prepare(case, monkeypatch)
     before = listing(Path.cwd())
     status = run_main(case.command, monkeypatch)
@@ -112,17 +112,19 @@ def assert_refused(case: Case, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     assert listing(Path.cwd()) == before
 
 
-def assert_refused_by_command(case: Case, monkeypatch: pytest.MonkeyPatch, litlab: Command) -> None:
-    """The same with the real command in a process of its own."""
+def assert_refused_by_command(
+    case: Case, monkeypatch: pytest.MonkeyPatch, litlab: Command, fresh: bool = False
+) -> None:
+    """Like `assert_refused`, with the litlab command in its own process; `fresh` as in `conftest.run_litlab`."""
     prepare(case, monkeypatch)
     before = listing(Path.cwd())
-    done = litlab(*shlex.split(case.command))
+    done = litlab(*shlex.split(case.command), fresh=fresh)
     check_answer(case, done.returncode, done.stdout, done.stderr)
     assert listing(Path.cwd()) == before
 
 
 def prepare(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the mistakes that are not on the command line; steps come first, as they make room for files."""
+    """Prepare steps, files and environment of a case; steps come first, because they can delete existing files."""
     for step in case.steps:
         step()
     for name, content in case.files.items():
@@ -133,7 +135,7 @@ def prepare(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_main(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run a command line in this process as the program does; its exit status."""
+    """Run a command line through `main` in this process and return the exit status."""
     monkeypatch.setattr(sys, "argv", ["litlab", *shlex.split(command)])
     return main()
 
@@ -144,21 +146,21 @@ def check_answer(case: Case, status: int, output: str, errors: str) -> None:
     Args:
         case: the mistake.
         status: exit status.
-        output: what was written to stdout.
-        errors: what was written to stderr.
+        output: text on stdout.
+        errors: text on stderr.
     """
     assert status == 2, errors
     assert "Traceback" not in output + errors and "exploited" not in output + errors, errors
     last = errors.splitlines()[-1]
     assert last.startswith("litlab: ") and last.endswith(".") and len(last) < 700, errors
-    place = 0
+    position = 0
     for words in case.words:
-        assert words in last[place:], f"{words!r} is not there, or too early: {last}"
-        place = last.index(words, place)
+        assert words in last[position:], f"{words!r} is missing, or comes too early: {last}"
+        position = last.index(words, position)
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """Every file, folder and link below a folder, with its content; without locks."""
+    """All files, folders and links below a folder with their contents, except lock files."""
 
     def entries() -> Iterator[tuple[str, str]]:
         for path in sorted(folder.rglob("*")):

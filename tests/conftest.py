@@ -1,5 +1,6 @@
-"""What the tests share: a small project, small pretrained models and images, and the real command."""
+"""Shared fixtures: a small project, small images and pretrained models, and the litlab command."""
 
+import functools
 import os
 import shutil
 import string
@@ -9,16 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 TESTS = PROJECT / "tests"
-os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it only when it is imported
 
 
 def isolate(patch: pytest.MonkeyPatch, home: Path) -> None:
-    """Hide the user's credentials, cache, runs and network; every process that a test starts can import from tests/."""
+    """Hide the user's credentials, cache, runs and network, and let subprocesses import from tests/."""
     for name in list(os.environ):
         if name.startswith(("WANDB_", "LITLAB_")):
             patch.delenv(name)
@@ -33,7 +35,7 @@ def isolate(patch: pytest.MonkeyPatch, home: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def session_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Isolates the fixtures that several tests share."""
+    """Isolate the fixtures that several tests share."""
     with pytest.MonkeyPatch.context() as patch:
         isolate(patch, tmp_path_factory.mktemp("home"))
         yield
@@ -41,13 +43,13 @@ def session_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Isolates each test, with an empty home of its own."""
+    """Isolate each test, with its own empty home folder."""
     isolate(monkeypatch, tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")
 def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four files of MNIST with 600 training and 200 test images: each digit a blurred blob at its own place, with noise."""
+    """The four files of MNIST, with 600 training and 200 test images: a blurred spot per digit at its own position."""
     folder = tmp_path_factory.mktemp("idx")
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:28, :28]
@@ -70,7 +72,7 @@ WORDS = (
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as save_pretrained writes it: a BERT with random weights whose tokenizer knows a few words and all letters."""
+    """A folder of save_pretrained: a BERT with random weights, and a tokenizer for a few words and all letters."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -96,7 +98,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as save_pretrained writes it: a T5 with random weights and a tokenizer that ends every text with </s>."""
+    """A folder of save_pretrained: a T5 with random weights, and a tokenizer that adds </s> to every text."""
     import torch
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
@@ -136,7 +138,7 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small_project(folder: Path) -> Path:
-    """Make a project: the repository's configs but its experiments, and the experiments of tests/small with their data."""
+    """Create a project: the repository's configs without experiments, and the experiments of tests/small with data."""
     from small.data import write_examples, write_language
 
     shutil.copytree(PROJECT / "configs", folder / "configs", ignore=shutil.ignore_patterns("experiment"))
@@ -158,19 +160,25 @@ def project(tmp_path: Path) -> Path:
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_litlab(project: Path, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
-    """Run the real command in a project folder, as a process of its own.
+def run_litlab(
+    project: Path, *arguments: str, timeout: float = 120, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the litlab command in a project folder, in its own process.
 
     Args:
-        project: the folder.
-        arguments: what follows `litlab` on the command line.
-        timeout: seconds.
-        environment: more environment variables.
+        project: the project folder.
+        arguments: command line after `litlab`.
+        timeout: time limit in seconds.
+        fresh: start a new interpreter, which needs seconds; otherwise use a copy of one, see `forked`.
+        environment: additional environment variables.
     """
+    command, variables = ["-m", "litlab", *arguments], {**os.environ, **environment}
+    if not fresh:
+        return forked.run(command, timeout, project, variables)
     return subprocess.run(
-        [sys.executable, "-m", "litlab", *arguments],
+        [sys.executable, *command],
         cwd=project,
-        env={**os.environ, **environment},
+        env=variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -180,24 +188,20 @@ def run_litlab(project: Path, *arguments: str, timeout: float = 120, **environme
 
 @pytest.fixture
 def litlab(project: Path) -> Command:
-    """Runs the real command, `litlab(*arguments)`, in the project folder as a process of its own."""
-
-    def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
-        return run_litlab(project, *arguments, **options)
-
-    return run
+    """A function that runs the litlab command with arguments, in the project folder and in its own process."""
+    return functools.partial(run_litlab, project)
 
 
 @pytest.fixture
 def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The project folder as the current one, for calling commands in this process."""
+    """The project folder as the working folder, to call commands in this process."""
     monkeypatch.chdir(project)
     return project
 
 
 @pytest.fixture
 def interrupter(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An `interruption.Interrupter`; W&B, whose session would outlive the test, is off."""
+    """An `interruption.Interrupter`. W&B is disabled, because its session would outlive the test."""
     from interruption import Interrupter
 
     monkeypatch.setenv("WANDB_MODE", "disabled")

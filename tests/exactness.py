@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import torch
 
-from litlab.training.throughput import SHOWN
+from litlab.training.throughput import METRICS
 
 # keys that contain the path of a run
 PATHS = ("run", "dirpath", "best_model_path", "kth_best_model_path", "last_model_path")
@@ -47,7 +47,7 @@ def deterministic(run: Path) -> list[list[str]]:
     """Header and rows of metrics.csv without the columns of throughput and memory."""
     with (run / "metrics.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    kept = [number for number, name in enumerate(header) if name not in SHOWN]
+    kept = [number for number, name in enumerate(header) if name not in METRICS]
     return [[row[number] for number in kept] for row in (header, *rows)]
 
 

@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on the loopback interface: what `transformers` and `datasets` ask to load a repository."""
+"""A small Hugging Face Hub on the loopback interface, with the endpoints `transformers` and `datasets` load from."""
 
 import contextlib
 import hashlib
@@ -16,12 +16,12 @@ FILE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 class HubServer:
-    """Runs as long as the `with` block, for processes with HF_ENDPOINT=<url> and an empty HF_HOME.
+    """Runs during the `with` block, for processes with HF_ENDPOINT=<url> and an empty HF_HOME.
 
-    `folder` holds models/<organization>/<name>/ and datasets/<organization>/<name>/, read anew at every request. Each
-    repository has one revision, `main`, at the commit `commits[id]`, or `commit` if it is not there. `requests` has
-    every request, as in "HEAD /org/name/resolve/main/config.json". Repositories in `gated` refuse their files; with a
-    `status` every answer is that error, as from a Hub that is down.
+    `folder` contains models/<organization>/<name>/ and datasets/<organization>/<name>/, which are read again at every
+    request. Each repository has one revision, `main`, at the commit `commits[id]`, or at `commit` by default.
+    `requests` lists all requests, for example "HEAD /org/name/resolve/main/config.json". Files of repositories in
+    `gated` are refused. If `status` is set, every response is that error, as from a Hub that is down.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,12 +45,12 @@ class HubServer:
         self._answers.set()
 
     def die(self) -> None:
-        """Close the port: from now on connections are refused."""
+        """Close the port, so that connections are refused."""
         self._server.shutdown()
         self._server.server_close()
 
     def hang(self) -> None:
-        """Accept connections, but do not answer any more."""
+        """Accept connections, but send no responses."""
         self._answers.clear()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -67,7 +67,7 @@ class HubServer:
                     first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
                     headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
                     status, content = 206, content[first : last + 1]
-                with contextlib.suppress(ConnectionError):  # whoever asked may have given up
+                with contextlib.suppress(ConnectionError):  # the client may have disconnected
                     self.send_response(status)
                     for name, value in {**headers, "Content-Length": str(len(content))}.items():
                         self.send_header(name, value)
@@ -78,14 +78,15 @@ class HubServer:
             do_HEAD = do_POST = do_GET
 
             def log_message(self, *arguments: Any) -> None:
-                """Nothing on stderr."""
+                """Print nothing to stderr."""
 
         return Handler
 
     def _answer(self, target: str, form: dict[str, list[str]], known: bool) -> tuple[int, dict[str, str], bytes]:
-        """The status, the headers and the body that answer one request; `known`: it came with a token."""
+        """Status, headers and body of the response to one request; `known` is true if it came with a token."""
         if self.status:
             return _error(self.status, "")
+        # which repository, revision and file is requested
         address = urlsplit(target)
         if api := API.fullmatch(address.path):
             kind, name, endpoint, revision, inner = api.groups(default="")
@@ -93,13 +94,15 @@ class HubServer:
             endpoint, (kind, name, revision, inner) = "resolve", file.groups(default="models")
         else:
             return _error(404, "")
+        # refuse what does not exist or is gated
         folder, commit = self.folder / kind / name, self.commits.get(name, self.commit)
-        if not folder.is_dir():  # without a token the Hub doesn't tell apart what is private and what isn't there
+        if not folder.is_dir():  # without a token, the real Hub answers 401 for private and for missing repositories
             return _error(404 if known else 401, "RepoNotFound")
         if endpoint == "resolve" and name in self.gated:
             return _error(403 if known else 401, "GatedRepo")
         if unquote(revision) not in ("", "main", commit):
             return _error(404, "RevisionNotFound")
+        # answer by endpoint: a file, a list of files, some files, or the repository
         files = {entry.relative_to(folder).as_posix(): entry for entry in folder.rglob("*")}
         where = files.get(unquote(inner))
         if endpoint == "resolve":

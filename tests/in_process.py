@@ -1,4 +1,4 @@
-"""Commands in this process, from the current folder, and what they leave in its runs/ folder."""
+"""Run commands in this process, and read the runs that they leave in runs/ of the working folder."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def newest(project: Path | str = "") -> RunDirectory:
     """The newest run.
 
     Args:
-        project: the folder that holds runs/; the current one is the default. $LITLAB_RUNS is used instead if it is set.
+        project: the folder with runs/, by default the working folder; $LITLAB_RUNS takes precedence if it is set.
     """
     return RunDirectory((Path(os.environ.get("LITLAB_RUNS", Path(project, "runs"))) / "latest").resolve())
 
@@ -31,7 +31,7 @@ def logged(directory: RunDirectory, name: str) -> list[float]:
 
 
 def content(directory: RunDirectory, name: str = "last") -> dict[str, Any]:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
     return torch.load(directory.checkpoint(name), weights_only=True)
 
 

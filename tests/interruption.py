@@ -1,4 +1,4 @@
-"""Interrupts trainings after any hook that Lightning calls, continues them, and compares them with one that ran through."""
+"""Interrupt trainings after any Lightning hook, resume them, and compare them with an uninterrupted training."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ HOOKS = (
 
 
 class Killed(BaseException):
-    """Ends a training as SIGKILL does, as far as its files are concerned: nothing more is saved."""
+    """Ends a training without saving anything more, as SIGKILL would."""
 
 
 def kill() -> None:
@@ -48,15 +48,21 @@ def kill() -> None:
 
 
 def terminate() -> None:
-    """Ask the training to stop, as a cluster does."""
+    """Send SIGTERM to this process, as a cluster does."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+ENDS = ((kill, "failed"), (terminate, "interrupted"))  # each with the status of the run
+INTERRUPTIONS = pytest.mark.parametrize(
+    "both", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["by turns", "both signals"]
+)
+
+
 class Interrupter:
-    """Records every hook that Lightning calls on callbacks, and interrupts after one of them.
+    """Records every hook that Lightning calls on callbacks, and interrupts the training after one of them.
 
     Args:
-        monkeypatch: takes the recorder off again when the test is over.
+        monkeypatch: pytest's fixture, which removes the recorder after the test.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,11 +80,11 @@ class Interrupter:
         monkeypatch.setattr(call, "_call_callback_hooks", record)
 
     def after_call(self, position: int, interrupt: Callable[[], Any]) -> None:
-        """Interrupt the next training after a call.
+        """Interrupt the next training after a hook call.
 
         Args:
-            position: number of the call, as in `calls`.
-            interrupt: `kill`, `terminate` or anything else.
+            position: index of the call in `calls`.
+            interrupt: `kill`, `terminate` or another function.
         """
         self.calls, self._interrupt = [], interrupt
         self._due = lambda: len(self.calls) - 1 == position
@@ -89,7 +95,7 @@ class Interrupter:
         self._due = lambda: self.calls[-1] == "on_train_batch_end" and self.calls.count("on_train_batch_end") == number
 
     def never(self) -> None:
-        """Let the next training run through; afterwards `calls` has all hooks in their order."""
+        """Do not interrupt the next training; afterwards `calls` lists all hooks in order."""
         self.calls, self._due = [], lambda: False
 
 
@@ -102,27 +108,30 @@ def fit_interrupted(*arguments: str) -> RunDirectory:
 
 
 def positions(calls: list[str], hooks: tuple[str, ...]) -> list[int]:
-    """A position in a list of calls for each of some hooks: of the first hook its first call, of the last hook its last."""
+    """One position in `calls` per hook: the first call of the first hook, ..., the last call of the last hook."""
     found = []
     for number, hook in enumerate(hooks):
-        places = [place for place, called in enumerate(calls) if called == hook]
-        found.append(places[round((len(places) - 1) * number / max(1, len(hooks) - 1))])
+        indices = [index for index, called in enumerate(calls) if called == hook]
+        found.append(indices[round((len(indices) - 1) * number / max(1, len(hooks) - 1))])
     return found
 
 
-def assert_continues_bit_for_bit(interrupter: Interrupter, arguments: tuple[str, ...], hooks: tuple[str, ...]) -> None:
-    """Train once, then twice for each of some hooks, with an interruption after it, and compare what the runs left.
+def assert_continues_bit_for_bit(
+    interrupter: Interrupter, arguments: tuple[str, ...], hooks: tuple[str, ...], both: bool = False
+) -> None:
+    """Compare interrupted and resumed runs with an uninterrupted run, with an interruption after each hook.
 
     Args:
-        interrupter: of this test.
-        arguments: of the command fit.
-        hooks: after which to interrupt.
+        interrupter: the interrupter of the test.
+        arguments: arguments of the command fit.
+        hooks: hooks after which to interrupt.
+        both: interrupt by SIGKILL and by SIGTERM after each hook; otherwise by turns.
     """
     interrupter.never()
     whole = fit(*arguments)
     calls = interrupter.calls
-    for interrupt, status in ((kill, "failed"), (terminate, "interrupted")):
-        for position in positions(calls, hooks):
+    for number, position in enumerate(positions(calls, hooks)):
+        for interrupt, status in ENDS if both else [ENDS[number % 2]]:
             interrupter.after_call(position, interrupt)
             part = fit_interrupted(*arguments)
             assert part.path != whole.path and part.record()["status"] == status

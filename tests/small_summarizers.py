@@ -1,4 +1,4 @@
-"""Small summarizers and their data, for the tests of T5Summarizer and its subclasses."""
+"""Small summarizers and their data, for tests of T5Summarizer and its subclasses."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ SIZE = {"d_model": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 def build(
     folder: Path, pretrained: Path | str | None, kind: type[T5Summarizer] = T5Summarizer, **settings: Any
 ) -> tuple[Any, Summarization]:
-    """A model of a kind, in evaluation mode, and the data of a folder, with batches of 4 examples in evaluation."""
+    """A model of class `kind` in evaluation mode, and the data in a folder, with evaluation batches of 4 examples."""
     name = str(pretrained) if pretrained else None
     data = Summarization(
         str(folder), tokenizer=name, tokenizer_size=300, max_length=40, batch_size=12, evaluation_batch_size=4
@@ -28,7 +28,7 @@ def build(
 
 
 def trainer(**settings: Any) -> Trainer:
-    """Lightning's own, on the CPU, that writes nothing."""
+    """Lightning's own Trainer, on the CPU, without any output."""
     off = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"), False
     )
@@ -42,7 +42,7 @@ def loader(data: Summarization, split: str = "validation") -> list[dict[str, Any
 
 
 def compare_slices(model: T5Summarizer, data: Summarization, slices: int) -> None:
-    """Assert that a batch in slices has the loss and the gradients of the whole batch."""
+    """Assert that a batch split into slices gives the same loss and gradients as the whole batch."""
 
     def gradients(accumulate: int) -> tuple[float, list[torch.Tensor]]:
         data.trainer = trainer(accumulate_grad_batches=accumulate)

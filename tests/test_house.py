@@ -1,4 +1,4 @@
-"""The rooms and their arrows: who imports whom, and that importing litlab or project changes nothing in the process."""
+"""Which package imports which, and that importing litlab or project changes nothing in the process."""
 
 import ast
 import importlib.util
@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# room -> rooms that its modules may import, beside their own room and the ground floor
+# room -> rooms that its modules may import, in addition to their own room and the ground floor
 GROUND = {"litlab", "litlab.errors", "litlab.files", "litlab.progress"}
 ARROWS = {
     "litlab.cli": {"litlab.training", "litlab.runs", "litlab.data", "litlab.nn", "litlab.sources"},
@@ -24,27 +26,10 @@ ARROWS = {
     "project.data": {"litlab.data", "litlab.sources"},
     "recipes.t5_documentation": {"litlab.nn", "litlab.data", "litlab.sources", "project.models", "project.data"},
 }
-# notes every import statement as it is executed, with the module that it stands in
-RECORDER = """
-import builtins, importlib, json, sys
-edges, original = set(), builtins.__import__
-
-def recording(name, globals=None, locals=None, fromlist=(), level=0):
-    module = original(name, globals, locals, fromlist, level)
-    if level == 0 and globals and name.partition(".")[0] in ("litlab", "project", "recipes"):
-        inner = [f"{name}.{part}" for part in fromlist or () if f"{name}.{part}" in sys.modules]
-        edges.update((globals.get("__name__", ""), imported) for imported in inner or [name])
-    return module
-
-builtins.__import__ = recording
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-print(json.dumps(sorted(edges)))
-"""
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the engine, the project and the recipes by name; tests left out."""
+    """All modules of the engine, the project and the recipes by name, except tests."""
     found = {}
     for top, folder in (("litlab", ROOT / "src"), ("project", ROOT / "src"), ("recipes", ROOT)):
         for file in (folder / top).rglob("*.py"):
@@ -55,33 +40,40 @@ def modules() -> dict[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """The room of a module; for the ground floor and packages without modules of their own, its own name."""
+    """The room of a module; for the ground floor and top-level packages, the module's own name."""
     return next((room for room in ARROWS if module == room or module.startswith(f"{room}.")), module)
 
 
-def written(module: str, file: Path) -> set[tuple[str, str]]:
-    """The imports of a module's text, those inside functions too, which no import executes."""
+def names_in(file: Path) -> set[str]:
+    """All names of modules that the import statements of a file may name."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def written(module: str, file: Path, known: Iterable[str]) -> set[tuple[str, str]]:
+    """The imports in the source code of a module, including those inside functions, which an import does not execute."""
     edges = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             edges |= {(module, alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = modules()
             edges |= {(module, name if name in known else node.module) for name in inner}
     return {edge for edge in edges if edge[1].partition(".")[0] in ("litlab", "project", "recipes")}
 
 
 @pytest.fixture(scope="module")
-def edges() -> set[tuple[str, str]]:
-    """Every import of one of our modules by another: those that were executed, and those that wait inside functions."""
+def edges(imported: dict[str, Any]) -> set[tuple[str, str]]:
+    """All imports between our modules: the executed ones, and those inside functions."""
     found = modules()
-    command = [sys.executable, "-c", RECORDER, *found]
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=True)
-    executed = {tuple(edge) for edge in json.loads(done.stdout.splitlines()[-1]) if edge[0] in found}
+    executed = {tuple(edge) for edge in imported["edges"] if edge[0] in found}
     assert ("litlab.training.fit", "litlab.training.build") in executed
-    return executed.union(*(written(name, file) for name, file in found.items()))
+    return executed.union(*(written(name, file, found) for name, file in found.items()))
 
 
 def test_every_module_is_in_a_room() -> None:
@@ -106,29 +98,37 @@ def test_the_rooms_have_no_cycle(edges: set[tuple[str, str]]) -> None:
     assert rooms == set()
 
 
-def loaded_by(*names: str) -> set[str]:
-    """The modules that a fresh interpreter has loaded after importing some."""
-    code = "import importlib, json, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nprint(json.dumps([*sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout))
+def loaded_by(*groups: Iterable[str]) -> list[set[str]]:
+    """The modules that a new interpreter has loaded after it imported each group of modules, one group after the other."""
+    code = (
+        "import importlib, json, sys\n"
+        "for group in json.loads(sys.argv[1]):\n"
+        "    for name in group: importlib.import_module(name)\n"
+        "    print(json.dumps([*sys.modules]))"
+    )
+    command = [sys.executable, "-c", code, json.dumps([[*group] for group in groups])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [set(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def test_the_record_of_runs_and_the_front_door_need_no_torch() -> None:
     runs = [name for name in modules() if room_of(name) == "litlab.runs"]
-    loaded = loaded_by(*runs, "litlab.cli.main", "litlab.cli.commands", "litlab.cli.settings")
+    (loaded,) = loaded_by([*runs, "litlab.cli.main", "litlab.cli.commands", "litlab.cli.settings"])
     assert not loaded & {"torch", "lightning", "transformers", "pandas"}
 
 
 def test_mnist_needs_no_transformers() -> None:
-    """Beyond the part of it that torchmetrics imports, which Lightning itself needs."""
-    stock = loaded_by("lightning.pytorch", "torchmetrics")
-    mnist = loaded_by("project.models.mnist_mlp", "project.data.mnist") - stock
-    assert "project.data.mnist" in mnist and not [name for name in mnist if name.startswith("transformers")]
+    """Except for the part that torchmetrics imports, which Lightning itself needs."""
+    mnist = ("project.models.mnist_mlp", "project.data.mnist", "litlab.sources.hub", "litlab.sources.wheels")
+    stock, loaded = loaded_by(["lightning.pytorch", "torchmetrics"], mnist)
+    added = loaded - stock
+    assert "project.data.mnist" in added
+    assert not [name for name in added if name.partition(".")[0] in ("transformers", "datasets")]
     assert "transformers.models.bert.modeling_bert" not in stock
 
 
 SNAPSHOT = """
-import csv, importlib, json, logging, os, sys, warnings
+import builtins, csv, importlib, json, logging, os, sys, warnings
 import datasets, jsonargparse, lightning.pytorch, lightning.pytorch.cli, pyarrow.parquet, torch, torchmetrics, transformers, wandb, yaml
 from transformers import AttentionInterface
 import transformers.models.bert.modeling_bert, transformers.models.t5.modeling_t5
@@ -161,41 +161,66 @@ def state():
         "yaml": sorted(map(repr, [*yaml.SafeDumper.yaml_multi_representers, *yaml.SafeDumper.yaml_representers])),
     }
 
+# records every executed import statement with the module that contains it
+edges, original = set(), builtins.__import__
+
+def recording(name, globals=None, locals=None, fromlist=(), level=0):
+    module = original(name, globals, locals, fromlist, level)
+    if level == 0 and globals and name.partition(".")[0] in ("litlab", "project", "recipes"):
+        inner = [f"{name}.{part}" for part in fromlist or () if f"{name}.{part}" in sys.modules]
+        edges.update((globals.get("__name__", ""), imported) for imported in inner or [name])
+    return module
+
 watched = []
 known = classes()
 before = state()
 watched = list(before["log levels"])
 members = {name: attributes(cls) for name, cls in known.items()}
+builtins.__import__ = recording
 for name in sys.argv[1:]:
     importlib.import_module(name)
+builtins.__import__ = original
 after = state()
 changed = [key for key in before if before[key] != after[key]]
 changed += [name for name, cls in known.items() if attributes(cls) != members[name]]
-print(json.dumps({"changed": changed, "classes": len(known)}))
+print(json.dumps({"changed": changed, "classes": len(known), "edges": sorted(edges)}))
 """
 
 
-def test_importing_the_engine_the_project_and_the_recipes_changes_nothing_in_the_process() -> None:
-    """No class is patched, no log level, warning filter, environment variable or other global setting is changed."""
+@pytest.fixture(scope="module")
+def imported() -> dict[str, Any]:
+    """What a new interpreter records while it imports all our modules: their import statements, and what they change."""
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     command = [sys.executable, "-c", SNAPSHOT, *modules()]
     done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["classes"] > 1000 and result["changed"] == []
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_the_engine_the_project_and_the_recipes_changes_nothing_in_the_process(
+    imported: dict[str, Any],
+) -> None:
+    """No class is patched; no log level, warning filter, environment variable or other global setting changes."""
+    assert imported["classes"] > 1000 and imported["changed"] == []
 
 
 def pytest_without(room: Path, missing: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run pytest where some packages can be imported by no process, as if their folders had been deleted."""
+    """Run pytest in an environment where some packages cannot be imported, as if their folders were deleted."""
     (room / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({missing!r}))\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow and not fuzz", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(room)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_engines_tests_are_collected_without_project_and_recipes(tmp_path: Path) -> None:
-    done = pytest_without(tmp_path, ["project", "recipes"], "--collect-only", "tests/litlab")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_engines_tests_and_their_helpers_import_neither_project_nor_recipes() -> None:
+    tests = ROOT / "tests"
+    waiting, read = {tests / "conftest.py", *(tests / "litlab").rglob("*.py"), *(tests / "small").rglob("*.py")}, set()
+    while waiting:
+        read.add(file := waiting.pop())
+        names = names_in(file)
+        assert not [name for name in names if name.partition(".")[0] in ("project", "recipes")], file
+        waiting |= {helper for name in names if (helper := tests / f"{name}.py").exists()} - read
+    assert tests / "interruption.py" in read
 
 
 @pytest.mark.slow

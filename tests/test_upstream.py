@@ -1,7 +1,7 @@
-"""Faults in the libraries that litlab works around, shown with their own classes only; UPSTREAM.md has a row per test.
+"""Problems in libraries that litlab works around, reproduced with the libraries' own classes; UPSTREAM.md has a row per test.
 
 If a test fails, its message names the workaround that the installed release no longer needs. A test that uses a private
-name imports the name itself, so that a removed name fails only this test.
+name imports it itself, so a removed name fails only that test.
 """
 
 import inspect
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Module(BoringModel):
-    """Records events: "batch 2", "validation", and the start and end of an epoch."""
+    """A model that records events: "batch 2", "validation", and the start and end of an epoch."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Module(BoringModel):
 
 
 class StatefulLoader:
-    """A dataloader whose state is the number of batches that it yielded."""
+    """A dataloader whose state is the number of batches that it has yielded."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -97,7 +97,7 @@ class StatefulLoader:
 
 
 class RowsLogger(Logger):
-    """Records the logged rows."""
+    """A logger that records the rows."""
 
     name = version = "rows"
 
@@ -113,12 +113,12 @@ class RowsLogger(Logger):
 
 
 def numbered_batches(count: int = BATCHES) -> DataLoader:
-    """A dataloader without a state."""
+    """Return a dataloader without state; batch i contains the number i."""
     return DataLoader(TensorDataset(torch.arange(count).float()[:, None].expand(count, 32)))
 
 
 def call_at(hook: str, action: Callable[[Trainer], Any], call: int = 1) -> Callback:
-    """A callback that runs an action at one call of a hook."""
+    """Return a callback that runs an action at one call of a hook."""
     callback, calls = Callback(), iter(range(1, 1000))
 
     def act(trainer: Trainer, *args: Any) -> None:
@@ -147,10 +147,11 @@ def resume(
     make: Callable[[], Module] = lambda: Module(StatefulLoader()),
     **settings: Any,
 ) -> tuple[list[str], list[str]]:
-    """Save a checkpoint at one call of a hook and continue training; then train again from the checkpoint.
+    """Save a checkpoint at one call of a hook during a training, then resume from it in a second training.
 
     Returns:
-        The events after the checkpoint was saved, and the events after resuming from it; equal if resuming is correct.
+        The events of the first training after the checkpoint, and the events of the resumed training; equal if resuming
+        is exact.
     """
     checkpoint, module, again = folder / "a.ckpt", make(), make()
     before: list[str] = []
@@ -165,7 +166,7 @@ def resume(
 
 
 def raised(action: Callable[[], Any]) -> str:
-    """The name of the error that an action raises, or an empty string."""
+    """Return the class name of the error that an action raises, or an empty string."""
     try:
         action()
     except (Exception, SystemExit) as error:
@@ -174,7 +175,7 @@ def raised(action: Callable[[], Any]) -> str:
 
 
 def warned(action: Callable[[], Any]) -> list[str]:
-    """The warnings that an action emits."""
+    """Return the warnings that an action emits."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         action()
@@ -197,12 +198,12 @@ def test_lightning_casts_weights_again_at_every_use_under_autocast() -> None:
     assert not cached, "Lightning keeps cast weights: delete Bf16Mixed.autocast_context_manager"
 
 
-# Lightning: resuming
-
-
 def test_lightning_refuses_to_clip_gradients_by_norm_with_fsdp() -> None:
     error = raised(lambda: FSDPPrecision("bf16-mixed").clip_grad_by_norm())
     assert error == "MisconfigurationException", "Lightning clips sharded gradients: delete clip_sharded"
+
+
+# Lightning: resuming
 
 
 def test_lightning_skips_a_validation_that_was_due(tmp_path: Path) -> None:
@@ -223,15 +224,15 @@ def test_lightning_drops_an_interrupted_validation(tmp_path: Path) -> None:
     assert "validation" not in resumed, "Lightning continues a validation: delete LastCheckpoint.before_validation"
 
 
-def test_lightning_begins_with_an_empty_epoch_where_max_steps_ended_one(tmp_path: Path) -> None:
+def test_lightning_starts_with_an_empty_epoch_if_max_steps_ended_the_last_one(tmp_path: Path) -> None:
     trainer, module = quiet_trainer(tmp_path, max_epochs=-1, max_steps=BATCHES), Module(StatefulLoader())
     trainer.fit(Module(StatefulLoader()))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     quiet_trainer(tmp_path, max_epochs=-1, max_steps=2 * BATCHES).fit(module, ckpt_path=tmp_path / "a.ckpt")
-    assert module.events[:2] != ["start", "batch 0"], "Lightning begins with the next epoch: delete FitLoop.reset"
+    assert module.events[:2] != ["start", "batch 0"], "Lightning starts with the next epoch: delete FitLoop.reset"
 
 
-def test_lightning_trains_on_after_early_stopping(tmp_path: Path) -> None:
+def test_lightning_continues_training_after_early_stopping(tmp_path: Path) -> None:
     def stopping() -> Trainer:
         return quiet_trainer(tmp_path, EarlyStopping("val", patience=1, min_delta=10), max_epochs=9)
 
@@ -242,7 +243,7 @@ def test_lightning_trains_on_after_early_stopping(tmp_path: Path) -> None:
     assert module.events, "Lightning restores should_stop: delete it in LastCheckpoint"
 
 
-def test_lightning_drops_the_state_of_a_dataloader_made_before_the_checkpoint_was_read(tmp_path: Path) -> None:
+def test_lightning_drops_the_state_of_a_dataloader_created_before_the_checkpoint_is_loaded(tmp_path: Path) -> None:
     class WithSchedule(Module):
         def configure_optimizers(self) -> Any:
             assert self.trainer.estimated_stepping_batches
@@ -252,14 +253,14 @@ def test_lightning_drops_the_state_of_a_dataloader_made_before_the_checkpoint_wa
     assert resumed[0] != expected[0], "Lightning restores the dataloader's state: delete that in FitLoop.on_run_start"
 
 
-def test_lightning_begins_the_epoch_again_with_a_dataloader_without_state(tmp_path: Path) -> None:
+def test_lightning_restarts_the_epoch_with_a_dataloader_without_state(tmp_path: Path) -> None:
     expected, resumed = resume(tmp_path, "on_train_batch_end", 2, Module)
     assert resumed[0] != expected[0], "Lightning skips batches that were trained on: delete EpochLoop._replay"
 
 
-def test_lightning_begins_a_resumed_epoch_with_the_order_of_epoch_0(tmp_path: Path) -> None:
+def test_lightning_starts_a_resumed_epoch_with_the_order_of_epoch_0(tmp_path: Path) -> None:
     class Epoch:
-        """A sampler that yields the epoch; its iterator reads the epoch on creation, like one with workers."""
+        """A dataloader that is its own sampler. Its iterator reads the epoch when it is created, as with workers."""
 
         epoch = 0
         sampler = property(lambda self: self)
@@ -280,7 +281,7 @@ def test_lightning_begins_a_resumed_epoch_with_the_order_of_epoch_0(tmp_path: Pa
     assert module.events[1] != "batch 1", "Lightning sets the epoch first: delete iter() in EpochLoop.on_run_start"
 
 
-def test_lightning_announces_an_epoch_to_samplers_only(tmp_path: Path) -> None:
+def test_lightning_calls_set_epoch_of_samplers_only(tmp_path: Path) -> None:
     class WithEpoch(StatefulLoader):
         epoch: int | None = None
 
@@ -312,17 +313,17 @@ def test_lightning_stops_in_the_middle_of_gradient_accumulation(tmp_path: Path) 
 # Lightning: checkpoints
 
 
-def test_model_checkpoint_writes_before_its_step_is_over(tmp_path: Path) -> None:
+def test_model_checkpoint_writes_before_the_step_ends(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, "a", every_n_train_steps=2, save_top_k=1)
     quiet_trainer(tmp_path, saver, max_steps=2).fit(Module())
     loops = torch.load(tmp_path / "a.ckpt", weights_only=True)["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]["total"]
     assert batches["completed"] < batches["processed"], (
-        "ModelCheckpoint writes between steps: delete BestCheckpoint.write and what it overrides"
+        "ModelCheckpoint writes between steps: delete BestCheckpoint.write and the methods that it overrides"
     )
 
 
-def test_model_checkpoint_forgets_the_best_files_of_a_moved_run(tmp_path: Path) -> None:
+def test_model_checkpoint_loses_the_best_files_of_a_moved_run(tmp_path: Path) -> None:
     saved, moved = ModelCheckpoint(tmp_path / "old", monitor="val"), ModelCheckpoint(tmp_path / "new", monitor="val")
     saved.best_model_path = str(tmp_path / "old" / "a.ckpt")
     saved.best_k_models = {saved.best_model_path: torch.tensor(1.0)}
@@ -364,12 +365,14 @@ def test_checkpoints_lack_the_unfinished_mean_of_an_epoch(tmp_path: Path) -> Non
 
     quiet_trainer(
         tmp_path, call_at("on_train_batch_end", lambda trainer: trainer.save_checkpoint(tmp_path / "a.ckpt"), 2)
-    ).fit(whole := Averaging(StatefulLoader()))
+    ).fit(uninterrupted := Averaging(StatefulLoader()))
     quiet_trainer(tmp_path).fit(resumed := Averaging(StatefulLoader()), ckpt_path=tmp_path / "a.ckpt")
-    assert resumed.events != whole.events, "Lightning saves unfinished means: delete mean_state and unfinished_mean"
+    assert resumed.events != uninterrupted.events, (
+        "Lightning saves unfinished means: delete mean_state and unfinished_mean"
+    )
 
 
-def test_checkpoints_lack_what_was_logged(tmp_path: Path) -> None:
+def test_checkpoints_lack_the_logged_metrics(tmp_path: Path) -> None:
     class Reading(Module):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             self.events.append(", ".join(self.trainer.callback_metrics))
@@ -379,7 +382,7 @@ def test_checkpoints_lack_what_was_logged(tmp_path: Path) -> None:
         tmp_path, "on_train_batch_end", 3, lambda: Reading(StatefulLoader()), val_check_interval=2
     )
     assert expected[:2] == ["val", "batch 3"]
-    assert resumed[:2] != expected[:2], "Lightning saves what was logged: delete LOGGED"
+    assert resumed[:2] != expected[:2], "Lightning saves the logged metrics: delete LOGGED"
 
 
 def test_checkpoints_lack_the_states_of_metrics() -> None:
@@ -405,7 +408,7 @@ def test_lightning_writes_checkpoints_to_the_temporary_folder_first(
 # Lightning: trainer and loggers
 
 
-def test_lightning_answers_sigterm_in_the_middle_of_a_validation(tmp_path: Path) -> None:
+def test_lightning_handles_sigterm_in_the_middle_of_a_validation(tmp_path: Path) -> None:
     received: list[int] = []
     original = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
@@ -436,13 +439,13 @@ def test_csv_logger_deletes_the_file_of_an_earlier_run(tmp_path: Path) -> None:
     assert len(lines) == 2, "CSVLogger continues a file: MetricsCsv can derive from it"
 
 
-def test_trainer_accepts_zero_where_it_divides(tmp_path: Path) -> None:
+def test_trainer_accepts_zero_as_a_divisor(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, accumulate_grad_batches=0, check_val_every_n_epoch=0)
     error = raised(lambda: trainer.fit(Module()))
     assert error == "ZeroDivisionError", "The Trainer refuses zero: delete POSITIVE in LitlabCLI"
 
 
-def test_lightning_raises_other_errors_than_misconfiguration(tmp_path: Path) -> None:
+def test_lightning_does_not_raise_misconfiguration_exception_for_some_settings(tmp_path: Path) -> None:
     too_long = raised(lambda: quiet_trainer(tmp_path, val_check_interval=BATCHES + 1).fit(Module()))
     unknown = raised(lambda: quiet_trainer(tmp_path, EarlyStopping("unknown")).fit(Module()))
     kind = MisconfigurationException.__name__
@@ -460,7 +463,9 @@ def test_lightning_kills_the_first_process_when_another_one_fails() -> None:
     assert first.returncode == -signal.SIGKILL, "Lightning does not kill the first process: delete is_child"
 
 
-def test_lightning_warns_of_means_that_are_equal_on_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightning_warns_about_means_that_are_equal_on_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lightning.pytorch.trainer.connectors.logger_connector import result
 
     monkeypatch.setattr(result, "_distributed_is_initialized", lambda: True)
@@ -471,7 +476,7 @@ def test_lightning_warns_of_means_that_are_equal_on_all_ranks(tmp_path: Path, mo
     )
 
 
-def test_lightning_gives_the_warnings_that_the_command_line_hides(
+def test_lightning_emits_the_warnings_that_the_command_line_hides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lightning.pytorch.trainer.connectors import data_connector
@@ -520,7 +525,7 @@ def test_lightning_cli_accepts_a_training_without_a_seed(monkeypatch: pytest.Mon
     assert not error, "LightningCLI accepts only integers: delete LitlabCLI.add_default_arguments_to_parser"
 
 
-def test_lightning_cli_warns_of_other_words_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightning_cli_warns_about_other_arguments_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["test", "word"])
     options: dict[str, Any] = {"args": ["--seed_everything=false"], "trainer_defaults": {"logger": False}}
     found = warned(lambda: LightningCLI(BoringModel, run=False, **options))
@@ -534,24 +539,24 @@ def test_jsonargparse_does_not_validate_null() -> None:
     assert not error, "jsonargparse validates null: delete LitlabCLI._refuse_null"
 
 
-def test_jsonargparse_cannot_write_an_enum_that_is_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jsonargparse_cannot_dump_an_enum_default(monkeypatch: pytest.MonkeyPatch) -> None:
     from jsonargparse import _loaders_dumpers
 
     monkeypatch.setitem(_loaders_dumpers.dumpers, "yaml", _loaders_dumpers.yaml_dump)  # the original dumper
     parser = jsonargparse.ArgumentParser()
     parser.add_class_arguments(Timer, "timer")
     error = raised(lambda: parser.dump(parser.get_defaults()))
-    assert error == "RepresenterError", "jsonargparse writes the defaults of Timer: delete Dumper in LitlabCLI"
+    assert error == "RepresenterError", "jsonargparse dumps the defaults of Timer: delete Dumper in LitlabCLI"
 
 
 class Failing:
-    """A class for a configuration; its constructor raises a KeyError."""
+    """A configurable class whose constructor raises a KeyError."""
 
     def __init__(self, number: int = 1) -> None:
         raise KeyError("the real reason")
 
 
-def test_jsonargparse_hides_what_a_constructor_raises() -> None:
+def test_jsonargparse_hides_the_error_of_a_constructor() -> None:
     parser = jsonargparse.ArgumentParser()
     parser.add_subclass_arguments(Failing, "part")
     config = parser.parse_object({"part": {"class_path": f"{__name__}.Failing"}})
@@ -561,7 +566,7 @@ def test_jsonargparse_hides_what_a_constructor_raises() -> None:
     )
 
 
-def test_yaml_accepts_a_key_that_stands_twice() -> None:
+def test_yaml_accepts_duplicate_keys() -> None:
     error = raised(lambda: yaml.safe_load("a: 1\na: 2"))
     assert not error, "PyYAML refuses duplicate keys: delete that in config_file.py"
 
@@ -569,7 +574,7 @@ def test_yaml_accepts_a_key_that_stands_twice() -> None:
 # torch, torchmetrics, transformers
 
 
-def test_torch_reads_a_checkpoint_whose_checksum_is_wrong(tmp_path: Path) -> None:
+def test_torch_loads_a_checkpoint_with_a_wrong_checksum(tmp_path: Path) -> None:
     file, content = tmp_path / "a.ckpt", torch.arange(100.0)
     torch.save(content, file)
     data, numbers = bytearray(file.read_bytes()), content.numpy().tobytes()
@@ -579,7 +584,7 @@ def test_torch_reads_a_checkpoint_whose_checksum_is_wrong(tmp_path: Path) -> Non
     assert not error, "torch compares checksums: delete testzip in runs/checkpoint.py"
 
 
-def test_flop_counter_keeps_a_function_from_being_compiled() -> None:
+def test_flop_counter_prevents_the_compilation_of_a_function() -> None:
     compiled = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
@@ -620,17 +625,17 @@ def test_t5_with_more_decoder_layers_than_encoder_layers_cannot_generate() -> No
     assert error == "IndexError", "Such a T5 can generate: delete the check in grow"
 
 
-def test_encoder_repetition_penalty_favours_padding() -> None:
+def test_encoder_repetition_penalty_raises_the_score_of_padding() -> None:
     processor = EncoderRepetitionPenaltyLogitsProcessor(penalty=2.0, encoder_input_ids=torch.tensor([[5, 0]]))
     scores = processor(torch.tensor([[1]]), torch.full((1, 6), -1.0))
-    assert scores[0, 0] > -1, "Padding is not favoured: do not replace it in T5Summarizer.hypotheses"
+    assert scores[0, 0] > -1, "The score of padding stays the same: do not replace it in T5Summarizer.hypotheses"
 
 
 # W&B
 
 
 class Server(WandbServer):
-    """Records all queries."""
+    """A W&B server that records all queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -657,17 +662,17 @@ def init_wandb(folder: Path, **settings: Any) -> Any:
     return wandb.init(project="project", dir=folder, id="run", mode=mode, settings=options)
 
 
-def test_wandb_login_asks_the_server_though_it_verifies_nothing(server: Server) -> None:
+def test_wandb_login_sends_a_request_without_verification(server: Server) -> None:
     wandb.login(prompt=False, verify=False)
     assert server.requests, "wandb.login sends no request: delete wandb.setup in choose_mode"
 
 
-def test_wandb_init_asks_for_the_user_before_its_timeout_counts(server: Server, tmp_path: Path) -> None:
+def test_wandb_init_requests_the_user_name_before_its_timeout_starts(server: Server, tmp_path: Path) -> None:
     init_wandb(tmp_path, quiet=False, silent=False).finish()
-    assert "Viewer" in server.queries[0], "wandb.init does not ask for the user: delete quiet in Wandb"
+    assert "Viewer" in server.queries[0], "wandb.init does not request the user's name: delete quiet in Wandb"
 
 
-def test_wandb_init_fails_after_one_that_failed(server: Server, tmp_path: Path) -> None:
+def test_wandb_init_fails_after_a_failed_init(server: Server, tmp_path: Path) -> None:
     server.refuses = True
     assert raised(lambda: init_wandb(tmp_path)) == "CommError"
     error = raised(lambda: init_wandb(tmp_path, mode="offline").finish())
@@ -690,7 +695,7 @@ def test_wandb_sync_stops_at_an_empty_log(server: Server, tmp_path: Path) -> Non
 
 
 def rows_of(section: str) -> list[list[str]]:
-    """The cells of a table in UPSTREAM.md, without the header."""
+    """Return the cells of a table in UPSTREAM.md, without the header."""
     lines = (PROJECT / "UPSTREAM.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
 
@@ -702,7 +707,7 @@ def test_upstream_md_has_a_row_for_each_test_of_this_file() -> None:
 
 
 @pytest.mark.parametrize(("section", "columns"), [("Workarounds", [3]), ("Private names", [1, 2, 3])])
-def test_upstream_md_names_files_and_what_is_in_them(section: str, columns: list[int]) -> None:
+def test_upstream_md_names_existing_files_and_identifiers(section: str, columns: list[int]) -> None:
     missing = []
     for row in rows_of(section):
         words = re.findall("`([^`]+)`", " ".join(row[column] for column in columns))

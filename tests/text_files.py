@@ -1,4 +1,4 @@
-"""Files of texts and labels, in every format that litlab reads, and what reading a source that cannot be used says."""
+"""Files of texts and labels in all formats that litlab reads, and the error message for sources it cannot use."""
 
 import csv
 import io
@@ -59,15 +59,15 @@ def complaint(
     known: dict[str, Callable[[], Source]] | None = None,
     **choices: Any,
 ) -> str:
-    """What reading a source into the cache of tokens says, where it cannot be used; nothing must be left of the attempt.
+    """The error message for a source that cannot be read into the token cache; checks that no file is left behind.
 
     Args:
         source: the file, folder or name.
-        text: column of the text, named by the option data.text.
-        text_pair: column of a second text, named by the option data.text_pair.
-        label: column of the label, named by the option data.label.
-        known: the sources that have a name.
-        choices: what validation and test are.
+        text: column of the text, the value of data.text.
+        text_pair: column of a second text, the value of data.text_pair.
+        label: column of the label, the value of data.label.
+        known: the named sources.
+        choices: the values of validation and test.
     """
     texts = {"data.text": text} | ({"data.text_pair": text_pair} if text_pair else {})
 

@@ -1,4 +1,4 @@
-"""A small W&B server on the loopback interface: it answers what `wandb` 0.31 asks and remembers what it got."""
+"""A small W&B server on the loopback interface that answers the requests of `wandb` 0.31 and records their data."""
 
 import base64
 import contextlib
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class WandbServer:
-    """Runs as long as the `with` block; what it received can be read at any time.
+    """Runs during the `with` block and records the data that it receives.
 
-    `requests` has every request, as in "POST /graphql", and `keys` the API keys they came with; the dictionaries are
-    keyed by run id.
+    `requests` lists all requests, for example "POST /graphql"; `keys` has the API keys that came with them. The keys of
+    the dictionaries are run ids.
     """
 
     def __init__(self) -> None:
@@ -40,16 +40,16 @@ class WandbServer:
         self._answers.set()
 
     def die(self) -> None:
-        """Close the port: from now on connections are refused."""
+        """Close the port, so that connections are refused."""
         self._server.shutdown()
         self._server.server_close()
 
     def fail(self) -> None:
-        """Answer everything with an error of the server."""
+        """Answer all requests with a server error."""
         self.fails = True
 
     def hang(self) -> None:
-        """Accept connections, but no longer answer."""
+        """Accept connections, but send no responses."""
         self._answers.clear()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -77,7 +77,7 @@ class WandbServer:
                 elif self.path.endswith("/file_stream"):
                     server._file_stream(self.path.split("/")[-2], json.loads(body))
                 content = json.dumps(answer).encode()
-                with contextlib.suppress(ConnectionError):  # whoever asked may have given up
+                with contextlib.suppress(ConnectionError):  # the client may have disconnected
                     self.send_response(200)
                     self.send_header("Content-Length", str(len(content)))
                     self.end_headers()
@@ -86,12 +86,12 @@ class WandbServer:
             do_GET = do_PUT = do_POST
 
             def log_message(self, *arguments: Any) -> None:
-                """Nothing on stderr."""
+                """Print nothing to stderr."""
 
         return Handler
 
     def _graphql(self, query: str, variables: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
-        """The answer to one operation; unknown ones get an empty one, since wandb repeats what fails for minutes."""
+        """The response to one operation; empty for unknown ones, because wandb retries failed requests for minutes."""
         values = variables or {}
         if "upsertBucket" in query:
             run = values["name"]
@@ -110,7 +110,7 @@ class WandbServer:
         return {}
 
     def _resumed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """What is known of a run that may be continued; the strings are JSON within JSON."""
+        """The state of a run for resuming it; the strings contain JSON."""
         run, entity = values["name"], {"id": "e", "name": "someone"}
         bucket = None
         if rows := self.rows.get(run):

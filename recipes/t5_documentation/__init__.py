@@ -1,1 +1,1 @@
-"""How the weights in src/project/pretrained/t5-documentation were made."""
+"""How the weights in src/project/pretrained/t5-documentation were trained."""

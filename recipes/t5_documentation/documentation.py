@@ -1,9 +1,13 @@
-"""English prose from open-source packages, to pretrain on: docstrings, guides and the descriptions of web services.
+"""Pretraining data: English prose from open-source packages (docstrings, guides, descriptions of web services).
 
-`prepare` writes the three files that the configurations of this recipe read. `texts()` returns documents; `gap_sentences()`
-sentences and the passages that they were taken from; `pairs()` first sentences and the text that follows them, as `docstrings` does,
-from other projects. Everything is read from pinned wheels; nothing is imported, installed or unpacked to disk. Text that resembles
-the validation and test splits of `docstrings` is left out, as are the projects that these come from.
+`prepare` writes the three files that the configurations of this recipe read:
+
+- `texts()`: documents.
+- `gap_sentences()`: passages with one sentence removed, and that sentence.
+- `pairs()`: texts and the first sentences that precede them, as in `docstrings`, but from other projects.
+
+All text comes from pinned wheels. No wheel is imported, installed or unpacked to disk. The projects in the validation
+and test splits of `docstrings` are left out, and so is text that resembles these splits.
 """
 
 import gzip
@@ -47,20 +51,20 @@ from project.data.docstrings import (
     without_markup,
 )
 
-CLEANING = 2  # increase it when the same wheels would give other texts, pairs or gap sentences
+CLEANING = 2  # version of the cleaning; increase it when the same wheels would give other texts, pairs or gap sentences
 LISTED = Path(__file__).with_name("packages.txt")
-FOR_PAIRS = Path(__file__).with_name("packages_for_pairs.txt")  # more packages, for pairs() only
-DATA = Path(__file__).resolve().with_name("data")  # of the files that the configurations name; not in git
-MIN_WORDS = 6  # of a paragraph
-MIN_PAIR_WORDS = 12  # of the text that follows a first sentence; fewer than in docstrings, for twice as many pairs
-MAX_SHARED = 0.2  # of a paragraph's five-word sequences that occur in the validation and test splits of docstrings
-MAX_PROCESSES = 8  # that read wheels; the largest wheel takes as long as an eighth of all
-PASSAGE_WORDS = 90  # at most, from which one sentence is taken
-MIN_GAP_WORDS, MAX_GAP_WORDS = 4, 25  # of that sentence
-MIN_GAP_SHARE = 0.5  # of its content words that occur in the rest of the passage
-MAX_FILE = 3_000_000  # bytes of a plain text; longer ones are word lists and logs
+FOR_PAIRS = Path(__file__).with_name("packages_for_pairs.txt")  # additional packages for pairs()
+DATA = Path(__file__).resolve().with_name("data")  # folder of the files that the configurations name; not in git
+MIN_WORDS = 6  # words of a paragraph
+MIN_PAIR_WORDS = 12  # words of the text after a first sentence; fewer than in docstrings, for twice as many pairs
+MAX_SHARED = 0.2  # share of a text's five-word sequences that may occur in docstrings' validation and test splits
+MAX_PROCESSES = 8  # processes that read wheels; more do not help: the largest wheel takes 1/8 of the total time
+PASSAGE_WORDS = 90  # maximum words of a passage, from which one sentence is removed
+MIN_GAP_WORDS, MAX_GAP_WORDS = 4, 25  # words of the removed sentence
+MIN_GAP_SHARE = 0.5  # share of the removed sentence's content words that occur in the rest of the passage
+MAX_FILE = 3_000_000  # bytes of a plain text file; longer ones are word lists and logs
 
-# where a paragraph begins: after an empty line, at a list item, at a field, at "name (type): "
+# start of a paragraph: after an empty line, at a list item, at a field, at "name (type): "
 BEGINS = re.compile(
     r"\n\s*\n|\n(?=\s*(?:[-*+•]|\d{1,2}[.)])\s)|\n(?=\s*[:@]\w)|\n(?=\s*\*{0,2}\w[\w.]*(?: ?\([^)\n]*\))?:\s)"
 )
@@ -79,13 +83,13 @@ Pair = tuple[str, str]
 
 
 def prepare(source: str) -> None:
-    """Write the file of `DATA` that a data module is about to read, once, also if several processes ask for it.
+    """Create a file in `DATA` if it is missing; concurrent processes create it only once.
 
     Args:
-        source: `data.source`; a path to any other file, or another name, is left alone.
+        source: `data.source`. Does nothing if this is not the path of a file in `FILES`.
 
     Raises:
-        BadInput: if a wheel is unavailable, the file or the cache cannot be written, or the file was made from other lists.
+        BadInput: if a wheel is unavailable, the file or the cache cannot be written, or the lists have changed since.
     """
     file = Path(os.path.abspath(source))
     if file.parent != DATA or file.name not in FILES:
@@ -96,24 +100,22 @@ def prepare(source: str) -> None:
         if scratch:
             pyarrow.parquet.write_table(table_of().replace_schema_metadata(version), scratch)
     if pyarrow.parquet.read_schema(file).metadata != version:
-        raise BadInput(
-            f"{file} was made from other packages than the lists beside it name now: delete it to make it again."
-        )
+        raise BadInput(f"{file} was made from other packages than those listed now: delete it to create it again.")
 
 
 def packages(listed: Path) -> list[Package]:
-    """The wheels in a list, which also states their licences."""
+    """The wheels in a list."""
     return [package for package, _ in read_package_list(listed)]
 
 
 def key(*lists: Path) -> str:
-    """A hash that changes with any package of these lists and with the cleaning."""
+    """A hash of all wheels in these lists and of the version of the cleaning."""
     wheels = [package.sha256 for listed in lists for package in packages(listed)]
     return hashlib.sha256(repr((CLEANING, docstrings.key(), wheels)).encode()).hexdigest()[:16]
 
 
 def texts() -> pyarrow.Table:
-    """Documents, in the column text: the prose of one file, one line per paragraph or docstring; no paragraph occurs twice.
+    """Documents, in the column text: the prose of one file each, one paragraph per line, without duplicate paragraphs.
 
     Raises:
         BadInput: if a wheel is unavailable or the cache cannot be written.
@@ -122,7 +124,7 @@ def texts() -> pyarrow.Table:
 
 
 def pairs() -> pyarrow.Table:
-    """First sentences in the column summary, the text that follows them in the column text, from the wheels of both lists.
+    """First sentences (column summary) and the text that follows them (column text), from the wheels of both lists.
 
     Raises:
         BadInput: if a wheel is unavailable or the cache cannot be written.
@@ -139,17 +141,17 @@ def pairs() -> pyarrow.Table:
 
 
 def gap_sentences() -> pyarrow.Table:
-    """Sentences taken from passages, in the column summary, and the rest of the passage, in the column text.
+    """Sentences removed from passages (column summary) and the rest of each passage (column text).
 
-    Each is the sentence of its passage of whose content words the largest share occurs in the other sentences, so that it can be
-    inferred from them; after PEGASUS (Zhang et al., 2020), which scores sentences by ROUGE-1 and marks the gap.
+    The removed sentence is the one with the largest share of content words that also occur in the other sentences: it
+    can be inferred from them. After PEGASUS (Zhang et al., 2020), which scores sentences by ROUGE-1 and marks the gap.
 
     Raises:
         BadInput: if a wheel is unavailable or the cache cannot be written.
     """
     times: Counter[str] = Counter()
     found: list[Pair] = []
-    for document in progress(texts()["text"].to_pylist(), "taking sentences out", unit="document"):
+    for document in progress(texts()["text"].to_pylist(), "removing sentences", unit="document"):
         for text, sentence in filter(None, map(_gap_in, _passages(document))):
             times[sentence] += 1
             if times[sentence] <= MAX_SAME_TARGET:
@@ -162,7 +164,7 @@ FILES: dict[str, tuple[Callable[[], pyarrow.Table], tuple[Path, ...]]] = {
     "gap_sentences.parquet": (gap_sentences, (LISTED,)),
     "pairs.parquet": (pairs, (LISTED, FOR_PAIRS)),
 }
-"""The files of `DATA`: name -> function that makes the table, lists of the packages that it comes from."""
+"""The files in `DATA`: name -> function that creates the table, package lists that it reads."""
 
 
 def _table_of(found: list[Pair]) -> pyarrow.Table:
@@ -170,7 +172,7 @@ def _table_of(found: list[Pair]) -> pyarrow.Table:
 
 
 def _passages(document: str) -> Iterator[list[str]]:
-    """The sentences of a document, at most `PASSAGE_WORDS` words together."""
+    """Split a document into passages: lists of sentences with at most `PASSAGE_WORDS` words in total."""
     passage: list[str] = []
     words = 0
     for sentence in SENTENCE_END.split(document.replace("\n", " ")):
@@ -184,7 +186,11 @@ def _passages(document: str) -> Iterator[list[str]]:
 
 
 def _gap_in(passage: list[str]) -> Pair | None:
-    """The rest of a passage and the sentence taken from it; None if too few of its words, or all in their order, are in the rest."""
+    """The rest of a passage and the removed sentence.
+
+    None if too few of the sentence's words occur in the rest, or if the rest contains the whole sentence.
+    """
+    # content words: all except frequent English words
     content = [{word for word in normal_words(sentence) if not ENGLISH.fullmatch(word)} for sentence in passage]
     times = Counter(word for words in content for word in words)
     shares = [
@@ -200,7 +206,7 @@ def _gap_in(passage: list[str]) -> Pair | None:
 
 
 def _read_listed() -> Path:
-    """The folder with the texts and the pairs of the first list, read from its wheels once."""
+    """The cache folder with the texts and the pairs from the wheels of the first list; reads the wheels only once."""
     folder = cache_folder() / "documentation" / key(LISTED)
     with _build_once(folder) as scratch:
         if scratch:
@@ -219,9 +225,9 @@ def _read_listed() -> Path:
 
 
 def _build_once(target: Path) -> AbstractContextManager[Path | None]:
-    """As `build_once`, but refuses to run in a process that is still being spawned."""
-    # a script without the guard is run again by every process that reads wheels, which would then wait for its parent forever;
-    # only a private attribute says that a process is still starting
+    """Like `build_once`, but raises BadInput in a process that is still being spawned."""
+    # every spawned process runs a script without the guard again, and would wait for its parent process forever;
+    # only a private attribute shows that a process is still starting
     if getattr(multiprocessing.current_process(), "_inheriting", False) and not target.exists():
         raise BadInput("a script that prepares data must do so below `if __name__ == '__main__':`.")
     return build_once(target, "caching the documentation")
@@ -230,11 +236,11 @@ def _build_once(target: Path) -> AbstractContextManager[Path | None]:
 def _read_wheels(
     wheels: list[Package], room: Path, with_paragraphs: bool
 ) -> Iterator[tuple[list[list[str]], list[Pair]]]:
-    """The results of `read_wheel` for each wheel, in their order; downloads go through the empty folder `room`."""
-    docstrings.table()  # built here and not by each process
+    """The results of `read_wheel` for each wheel, in order. `room` is an empty folder for the downloads."""
+    docstrings.table()  # build it once here, not in each process
     paths = fetch_all(wheels, room)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # spawned, not forked: this process has threads
+    # spawn, because forking a process with threads can deadlock
     context = multiprocessing.get_context("spawn")
     with _explain_killed_process(), ProcessPoolExecutor(min(cores, MAX_PROCESSES), context) as processes:
         yield from progress(
@@ -246,35 +252,35 @@ def _read_wheels(
 
 
 def _without_repeats(found: Iterable[Pair]) -> Iterator[Pair]:
-    """Drop texts that occurred before, and first sentences that occurred often."""
+    """Drop pairs whose text occurred before or whose first sentence occurred often."""
     times: Counter[str] = Counter()
     seen: set[bytes] = set()
     for source, target in found:
         times[target] += 1
-        wanted = times[target] <= MAX_SAME_TARGET and _is_new(source, seen)
-        if wanted and not target.startswith(
-            "["
-        ):  # as in "[Required] Gets the name of this", which occurs thousands of times
+        keep = times[target] <= MAX_SAME_TARGET and _is_new(source, seen)
+        # "[Required] Gets the name of this" and the like occur thousands of times
+        if keep and not target.startswith("["):
             yield source, target
 
 
 @contextmanager
 def _explain_killed_process() -> Iterator[None]:
-    """Turn the death of a process that reads wheels into one sentence.
+    """Turn the error of a killed worker process into one sentence.
 
     Raises:
-        BadInput: if one died.
+        BadInput: if a process that reads wheels was killed.
     """
     try:
         yield
     except BrokenProcessPool as error:
         raise BadInput(
-            "a process that reads documentation was killed: memory ran out, or the main program is not a file; free some memory, or "
-            "start from litlab or from a script that has `if __name__ == '__main__':`."
+            "a process that reads documentation was killed, because memory ran out or the main program is not a file: free some "
+            "memory, or start from litlab or from a script that has `if __name__ == '__main__':`."
         ) from error
 
 
 def _is_new(text: str, seen: set[bytes]) -> bool:
+    """Whether a text differs from all texts in `seen`, apart from case and punctuation; adds it to `seen`."""
     digest = hashlib.blake2b(" ".join(normal_words(text)).encode(), digest_size=8).digest()
     known = len(seen)
     seen.add(digest)
@@ -282,7 +288,15 @@ def _is_new(text: str, seen: set[bytes]) -> bool:
 
 
 def read_wheel(path: Path, with_paragraphs: bool) -> tuple[list[list[str]], list[Pair]]:
-    """The paragraphs of each file in a wheel that has some, if they are wanted, and the pairs of all its texts."""
+    """The paragraphs and the pairs in a wheel.
+
+    Args:
+        path: the wheel.
+        with_paragraphs: whether to read the paragraphs.
+
+    Returns:
+        The paragraphs of each file that has any, and the pairs of all files.
+    """
     files, found = [], []
     with zipfile.ZipFile(path) as wheel:
         for member in sorted(wheel.infolist(), key=lambda member: member.filename):
@@ -301,7 +315,7 @@ def read_wheel(path: Path, with_paragraphs: bool) -> tuple[list[list[str]], list
 
 
 def _texts_in(wheel: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[str]:
-    """The strings of a file that may contain prose."""
+    """The strings in a file that may contain prose."""
     name = member.filename
     if NOT_THE_PROJECT.search(name):
         return
@@ -322,7 +336,7 @@ def _texts_in(wheel: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[str]:
 
 
 def paragraphs_of(text: str) -> list[str]:
-    """The paragraphs that consist of English sentences only, without markup; each item of a list or field is a paragraph."""
+    """The paragraphs that consist of English sentences only, without markup; each list item or field is a paragraph."""
     found = []
     for part in BEGINS.split(text):
         paragraph = without_markup(LABEL.sub("", part, count=1)) if len(part) > 5 * MIN_WORDS else ""
@@ -339,7 +353,7 @@ def paragraphs_of(text: str) -> list[str]:
 
 
 def resembles_evaluation(text: str) -> bool:
-    """Whether more than a fifth of a text's five-word sequences occur in the validation and test splits of `docstrings`."""
+    """Whether over a fifth of the text's five-word sequences occur in the validation and test splits of docstrings."""
     sequences = _sequences(text)
     return len(sequences & _evaluation_sequences()) > MAX_SHARED * len(sequences)
 

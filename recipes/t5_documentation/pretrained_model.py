@@ -1,4 +1,4 @@
-"""Export the network and its tokenizer at the end of a training."""
+"""A callback that exports the network and its tokenizer at the end of training."""
 
 import shutil
 import tempfile
@@ -16,35 +16,36 @@ from litlab.sources.pretrained import quiet_transformers
 
 
 class PretrainedModel(Callback):
-    """Writes the network, as it is at the end of the training, and its tokenizer into model/ of the run directory.
+    """Writes the trained network and its tokenizer to model/ in the run directory at the end of training.
 
-    The folder is one of `save_pretrained`, which `--model.pretrained` reads: weights in safetensors, in bfloat16, which
-    halves their size. It needs a module whose `network` is a model of transformers, data with a `tokenizer`, and a strategy
-    that does not shard the weights. The run directory is the trainer's `default_root_dir`.
+    The folder has the format of `save_pretrained`, and `--model.pretrained` can read it. The weights are stored as
+    safetensors in bfloat16, half the size of float32. The LightningModule needs a `network` that is a transformers
+    model, the data module needs a `tokenizer`, and the strategy must not shard the weights. The run directory is the
+    trainer's `default_root_dir`.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what could not be written, before hours of training.
+        """Check before training that the export will work.
 
         Raises:
-            BadInput: if there is no such network or tokenizer, the weights are sharded, or model/ holds something else.
+            BadInput: if there is no such network or tokenizer, the weights are sharded, or model/ has other contents.
         """
         network = getattr(pl_module, "network", None)
         tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         if not isinstance(network, PreTrainedModel) or not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise BadInput(
-                f"the callback PretrainedModel cannot write {type(pl_module).__name__}: it needs a network of transformers and data with "
-                "their tokenizer; leave it out of trainer.callbacks."
+                f"the callback PretrainedModel cannot export {type(pl_module).__name__}: it needs a transformers model as its network "
+                "and data with a transformers tokenizer; remove the callback from trainer.callbacks."
             )
         if is_sharded(trainer):
             raise BadInput(
-                f"the callback PretrainedModel cannot write weights that {type(trainer.strategy).__name__} shards: use "
+                f"the callback PretrainedModel cannot export weights that {type(trainer.strategy).__name__} shards: use "
                 "trainer.strategy=auto or ddp."
             )
         folder = Path(trainer.default_root_dir) / "model"
         if folder.exists() and not (folder / "config.json").exists():
             raise BadInput(
-                f"the callback PretrainedModel would replace {folder}, which holds no model: move it elsewhere."
+                f"the callback PretrainedModel would replace {folder}, which does not contain a model: move it elsewhere."
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,7 +53,7 @@ class PretrainedModel(Callback):
         if not trainer.is_global_zero:
             return
         run = Path(trainer.default_root_dir)
-        for remains in (run / "model", *run.glob(".model.*")):  # of a training that was killed here, or is continued
+        for remains in (run / "model", *run.glob(".model.*")):  # from before a resume, or from a process killed here
             shutil.rmtree(remains, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".model.", dir=run) as room:
             folder = Path(room) / "model"

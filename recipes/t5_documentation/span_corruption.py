@@ -1,4 +1,4 @@
-"""Text to pretrain an encoder-decoder on: spans are replaced by sentinels, and the model predicts them."""
+"""Pretraining data for an encoder-decoder: sentinels replace spans of a text, and the model predicts these spans."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,37 +15,41 @@ from litlab.data.splits import SplitChoice, describe, read, read_splits
 from litlab.errors import BadInput
 from recipes.t5_documentation import documentation
 
-SENTINELS = 100  # <extra_id_0> and so on, as many as T5 has
-TOKENIZER_SAMPLE = 20_000_000  # bytes of text that a tokenizer is trained on; more changes hardly a token
-SMALLEST_TOKENIZER = 400  # tokens: every byte, the sentinels, and some words
-NO_LIMIT = 2**30  # tokens; no document is cut
+SENTINELS = 100  # number of sentinels, <extra_id_0> to <extra_id_99>, as in T5
+TOKENIZER_SAMPLE = 20_000_000  # bytes of text to train the tokenizer on; with more, the vocabulary hardly changes
+SMALLEST_TOKENIZER = 400  # minimum vocabulary size in tokens: all bytes, the sentinels, and some words
+NO_LIMIT = 2**30  # maximum tokens of a document; in practice none is cut
 
 
 class SpanCorruption(LightningDataModule):
-    """Documents from a file, a folder or the Hub, packed into windows of equal length, without padding.
+    """Documents from a file, a folder or the Hub, packed into windows of equal length without padding.
 
-    The documents of a split are concatenated into one sequence of tokens, each closed by `</s>`. An epoch cuts it into windows,
-    at positions that depend on the seed and the epoch, and hides spans of each window, as T5 was pretrained (Raffel et al., 2020,
-    section 3.1.4): 15 % of the tokens, in spans of three on average, each replaced by a sentinel; the target lists the
-    sentinels and the tokens that they replace. Each epoch cuts and hides differently. All batches have the same shape, and their
-    tokens are a function of (data, seed, epoch, batch size), whatever the number of ranks.
+    The documents of a split are concatenated into one sequence of tokens, with `</s>` after each document. In every
+    epoch, this sequence is cut into windows, and spans of each window are hidden as in T5 (Raffel et al., 2020, section
+    3.1.4): 15 % of the tokens, in spans with a mean length of three. A sentinel replaces each span in the input. The
+    target lists the sentinels and the tokens that they replace. Windows and spans differ between epochs.
 
-    Batches hold `id` (batch,), the number of the window; `input_ids` and `attention_mask`, all ones, (batch, input_length); and
-    `labels` (batch, target length); int64.
+    All batches have the same shape. Their tokens depend on the data, the seed, the epoch and the batch size, not on the
+    number of ranks.
+
+    Batches contain int64 tensors: `id` (batch,), the index of the window; `input_ids` and `attention_mask` (all ones),
+    (batch, input_length); and `labels` (batch, target length).
 
     Args:
-        source: recipes/t5_documentation/data/texts.parquet, which is made first if it is missing; another .jsonl, .csv or .parquet
-            file; a folder with train and perhaps validation in one of these formats; or a Hub id, with @revision or without.
-        configuration: name of the configuration of a Hub data set that has several.
+        source: recipes/t5_documentation/data/texts.parquet, created if missing; another .jsonl, .csv or .parquet file;
+            a folder with train and optionally validation in one of these formats; or a Hub id, optionally with
+            @revision.
+        configuration: name of the configuration, for a Hub data set that has several.
         text: column of the documents.
-        validation: a split's name, or the fraction of train to hold out; null: validation if there is one, else 0.1.
-        tokenizer_size: vocabulary size at most, sentinels included, of the tokenizer, which is trained on the training split.
-        input_length: tokens of an encoder's input, sentinels and end included.
-        noise_density: share of the tokens that are hidden.
-        mean_span: mean length of a span, in tokens.
+        validation: name of a split, or the fraction of train to hold out; null: the validation split, or 0.1 without
+            one.
+        tokenizer_size: maximum vocabulary size, including sentinels; the tokenizer is trained on the training split.
+        input_length: length of the encoder input in tokens, including sentinels and the end token.
+        noise_density: fraction of the tokens that are hidden.
+        mean_span: mean length of a hidden span, in tokens.
         batch_size: windows per optimizer step, over all devices and accumulated micro-batches.
-        evaluation_batch_size: windows per device and step in validation; it changes speed, not results.
-        seed: fixes the windows, the spans and the order; follows seed_everything.
+        evaluation_batch_size: windows per device and validation step; affects speed, not results.
+        seed: seed of the windows, the spans and the order; set from seed_everything.
     """
 
     def __init__(
@@ -71,24 +75,25 @@ class SpanCorruption(LightningDataModule):
         self.fingerprint: str | None = None
         if self.spans > SENTINELS:
             raise BadInput(
-                f"data.input_length={input_length} needs {self.spans} sentinels, there are {SENTINELS}: shorten it, hide less or raise "
-                "data.mean_span."
+                f"data.input_length={input_length} needs {self.spans} sentinels, but there are only {SENTINELS}: reduce it, reduce "
+                "data.noise_density or raise data.mean_span."
             )
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens that the tokenizer knows."""
+        """Number of tokens in the tokenizer's vocabulary."""
         self.prepare_data()
         return len(self.tokenizer)
 
     def prepare_data(self) -> None:
-        """Make or download, and tokenize, what does not exist yet, and open it.
+        """Create or download the documents and tokenize them if they are not in the cache, then open the cache.
 
         Raises:
-            BadInput: if the data cannot be used, or there is too little for a batch.
+            BadInput: if the data cannot be used, or a split is too short for its windows.
         """
         if self.fingerprint:
             return
+        # tokenize, or find the tokens of an earlier run: the ingredients are the key of the cache
         documentation.prepare(self.source)
         source = open_source(self.source, self.configuration)
         ingredients = {
@@ -99,22 +104,24 @@ class SpanCorruption(LightningDataModule):
             "tokenizer": [self.tokenizer_size, SENTINELS, TOKENIZER_SAMPLE],
         }
         folder, meta = token_cache.cached(ingredients, lambda scratch: self._build(source, scratch))
+        # open the tokens
         self.tokenizer = token_cache.open_tokenizer(folder)
         self.streams = {name: Split(folder / name).ragged("text").values for name in meta["examples"]}
         for name, stream in self.streams.items():
             if len(stream) < 2 * self.window:
                 raise BadInput(
-                    f"{self.source}, split {name}, has {len(stream):,} tokens: windows of {self.window} need at least "
-                    f"{2 * self.window:,}; give more text or a smaller data.input_length."
+                    f"{self.source}, split {name}, has {len(stream):,} tokens: windows of {self.window} tokens need at least "
+                    f"{2 * self.window:,}; provide more text or reduce data.input_length."
                 )
+        # what the run records and prints
         self.fingerprint = meta["key"]
         self.facts = {name: meta[name] for name in (*ingredients, "tokenizers", "examples")}
         length = self.window - self.hidden + self.spans + 1
         self.description = (
             f"{describe(source.name, {**meta, 'columns': {}})}\n"
             f"tokens     {', '.join(f'{len(stream):,} {name}' for name, stream in self.streams.items())}\n"
-            f"windows    {self.window} tokens, of which {self.hidden} hidden in {self.spans} spans: {length} into the encoder, "
-            f"{self.hidden + self.spans + 1} out of the decoder, no padding"
+            f"windows    {self.window} tokens, {self.hidden} of them hidden in {self.spans} spans: {length} encoder tokens, "
+            f"{self.hidden + self.spans + 1} decoder tokens, no padding"
         )
 
     def setup(self, stage: str | None = None) -> None:
@@ -122,26 +129,26 @@ class SpanCorruption(LightningDataModule):
         self.prepare_data()
 
     def state_dict(self) -> dict[str, Any]:
-        """The identity of the tokenizer, which a checkpoint depends on."""
+        """The fingerprint of the tokenizer; a checkpoint works with this tokenizer only."""
         return {"tokenizer": token_cache.fingerprint(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare the tokenizer with that of a checkpoint.
+        """Check that the tokenizer is the one of the checkpoint.
 
         Raises:
-            BadInput: if they differ.
+            BadInput: if it is another one.
         """
         if state_dict["tokenizer"] != token_cache.fingerprint(self.tokenizer):
             raise BadInput(
-                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: use the data of the run."
+                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: use the data of that run."
             )
 
     def train_dataloader(self) -> TrainingBatches:
-        """All windows of an epoch in random order."""
-        windows = len(self.streams["train"]) // self.window - 1  # one less, because the first begins at a random offset
+        """All windows of an epoch, in random order."""
+        windows = len(self.streams["train"]) // self.window - 1  # one less, because the first starts at a random offset
         order = shuffled(windows, self.batch_size, self.seed)
 
-        def plan(epoch: int) -> list[np.ndarray]:  # a row encodes both the epoch and the window
+        def plan(epoch: int) -> list[np.ndarray]:  # each index encodes the epoch and the window
             return [batch + epoch * windows for batch in order(epoch)]
 
         def fetch(rows: np.ndarray) -> Batch:
@@ -153,7 +160,7 @@ class SpanCorruption(LightningDataModule):
         return TrainingBatches.for_trainer(self.trainer, fetch, plan)
 
     def val_dataloader(self) -> EvaluationBatches:
-        """The windows of the validation split; their spans depend neither on the seed nor on the epoch."""
+        """The windows of the validation split; their spans are the same for all seeds and epochs."""
         windows = len(self.streams["validation"]) // self.window
 
         def fetch(rows: np.ndarray) -> Batch:
@@ -174,7 +181,7 @@ class SpanCorruption(LightningDataModule):
         }
 
     def _build(self, source: Source, folder: Path) -> dict[str, Any]:
-        """Fill a cache folder."""
+        """Train the tokenizer, tokenize all splits, and write both to a cache folder."""
         columns = {"data.text": self.text}
         splits, meta = read_splits(
             source, lambda table: read(table, columns), {"validation": self.validation}, compared=1
@@ -191,9 +198,12 @@ class SpanCorruption(LightningDataModule):
 
 
 def window_for(input_length: int, noise_density: float, mean_span: float) -> tuple[int, int, int]:
-    """Tokens per window, hidden tokens and spans such that an encoder's input has a given length.
+    """The largest window whose encoder input fits a given length.
 
-    The input consists of the tokens that are not hidden, a sentinel per span, and the end token.
+    The input consists of the visible tokens, one sentinel per span, and the end token.
+
+    Returns:
+        Tokens per window, hidden tokens per window, and spans per window.
     """
 
     def parts(window: int) -> tuple[int, int]:
@@ -211,26 +221,24 @@ def window_for(input_length: int, noise_density: float, mean_span: float) -> tup
 
 
 def spans(random: np.random.Generator, window: int, hidden: int, count: int) -> np.ndarray:
-    """Which tokens of a window are hidden, (window,) bool: `count` spans; the first token is never hidden."""
+    """A random mask of hidden tokens, (window,) bool, with `count` spans; the first token is always visible."""
     lengths = np.empty(2 * count, np.int64)
     lengths[0::2], lengths[1::2] = _parts(random, window - hidden, count), _parts(random, hidden, count)
     return np.repeat(np.arange(2 * count) % 2 == 1, lengths)
 
 
 def corrupt(windows: np.ndarray, hidden: np.ndarray, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, each row closed by `end`.
+    """Encoder inputs and decoder targets, with `end` at the end of each row.
 
     Args:
         windows: tokens, (batch, window).
-        hidden: which of them are hidden, (batch, window) bool; each row has the same number of spans and of hidden tokens.
-        first: id of the first sentinel; the others follow.
-        end: the token that ends a sequence.
+        hidden: mask of the hidden tokens, (batch, window) bool; all rows have the same number of spans and hidden tokens.
+        first: id of the first sentinel; the ids of the other sentinels follow it.
+        end: id of the end token.
     """
+    # the first tokens of hidden spans, and of the visible text between them, (batch, window) bool
     before = np.pad(hidden, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
-    span_starts, text_starts = (
-        hidden & ~before,
-        ~hidden & before,
-    )  # first tokens of hidden spans, and of the text between
+    span_starts, text_starts = hidden & ~before, ~hidden & before
     ends = np.full((len(windows), 1), end)
 
     def sequence(sentinels: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -241,7 +249,7 @@ def corrupt(windows: np.ndarray, hidden: np.ndarray, first: int, end: int) -> tu
 
 
 def _parts(random: np.random.Generator, total: int, count: int) -> np.ndarray:
-    """`count` random positive integers whose sum is `total`."""
+    """`count` random positive integers that sum to `total`, (count,)."""
     cuts = np.sort(random.choice(total - 1, count - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)
 

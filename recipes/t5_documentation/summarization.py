@@ -1,17 +1,17 @@
-"""The pairs and gap sentences of this recipe, as data of a summarizer."""
+"""The pairs and gap sentences of this recipe as data for a summarizer."""
 
 from project.data.summarization import Summarization
 from recipes.t5_documentation import documentation
 
 
 class DocumentationSummarization(Summarization):
-    """Summarization whose file is made first if it is one of this recipe's in recipes/t5_documentation/data/ and is missing."""
+    """Summarization that first creates its source if that is a missing file of recipes/t5_documentation/data/."""
 
     def prepare_data(self) -> None:
-        """Make the file, then tokenize and open it.
+        """Create the file if needed, then tokenize and open it.
 
         Raises:
-            BadInput: if the file cannot be made, or the data or the tokenizer cannot be used.
+            BadInput: if the file cannot be created, or the data or the tokenizer cannot be used.
         """
         if self.fingerprint is None:
             documentation.prepare(self.source)

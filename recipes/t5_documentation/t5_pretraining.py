@@ -1,4 +1,4 @@
-"""Span corruption: a T5 from random weights learns to fill in hidden spans (Raffel et al., 2020)."""
+"""Span corruption: a T5 with random weights learns to fill in hidden spans (Raffel et al., 2020)."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ from litlab.nn.t5 import check_heads, new_t5
 
 
 class T5Pretraining(LightningModule):
-    """A new T5, trained on windows of tokens in which spans are hidden.
+    """A T5 with random weights that is trained on windows of tokens with hidden spans.
 
     Args:
-        d_model: width.
+        d_model: width of the model.
         d_ff: width of the feed-forward layers.
-        num_layers: layers of the encoder, and of the decoder.
-        num_heads: attention heads of a layer; they share the width.
-        dropout: everywhere.
-        vocab_size: tokens of its vocabulary; follows the data.
-        learning_rate: of AdamW, at its peak; with relative_steps, as a fraction of the size of a matrix.
+        num_layers: number of encoder layers, and of decoder layers.
+        num_heads: attention heads per layer; d_model is divided among them.
+        dropout: dropout rate of all layers.
+        vocab_size: size of the vocabulary in tokens; set from the data.
+        learning_rate: peak learning rate of AdamW; with relative_steps, a fraction of each matrix's root mean square.
         relative_steps: multiply the learning rate of each weight matrix by its root mean square.
-        weight_decay: of AdamW, on the weight matrices.
+        weight_decay: weight decay of AdamW, on weight matrices only.
         schedule: decay of the learning rate after the warm-up.
-        warmup: linear rise of the learning rate, as a fraction of all steps.
+        warmup: fraction of all steps in which the learning rate rises linearly.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class T5Pretraining(LightningModule):
         self.val_loss, self.val_accuracy = MeanMetric(), MeanMetric()
 
     def configure_model(self) -> None:
-        """Build the network, once; here and not in `__init__` so that strategies can shard it."""
+        """Build the network once; here and not in `__init__`, so that strategies can shard it."""
         if self.network is None:
             self.network = new_t5(**self.sizes)
 
     def forward(self, batch: dict[str, Any]) -> Any:
-        """The loss, a mean over all tokens of the targets, and the logits, (batch, target length, vocabulary)."""
-        return self.network(input_ids=batch["input_ids"], labels=batch["labels"])  # no mask: there is no padding
+        """The mean loss over all target tokens, and the logits (batch, target length, vocabulary)."""
+        return self.network(input_ids=batch["input_ids"], labels=batch["labels"])  # no mask, because nothing is padded
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of one slice of a global batch, weighted so that slices average to the mean over the batch."""
+        """The loss of one slice of a global batch, weighted so that the average over slices is the mean of the batch."""
         return self(batch).loss * batch["weight"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Evaluate a batch of the validation split: the loss, and the accuracy of each token given those before it."""
+        """Evaluate a validation batch: the loss, and the accuracy of each target token given the tokens before it."""
         output = self(batch)
         predictions = output.logits.argmax(dim=2)  # (batch, target length)
         self.val_loss.update(output.loss, weight=len(predictions))
@@ -83,5 +83,5 @@ class T5Pretraining(LightningModule):
         return {"id": batch["id"], "target": batch["labels"], "prediction": predictions}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and decay, stepped with every batch."""
+        """AdamW, and a schedule that changes the learning rate at every step."""
         return configure(self)

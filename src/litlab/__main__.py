@@ -1,4 +1,4 @@
-"""`python -m litlab` is the command `litlab`."""
+"""Run the command `litlab` as `python -m litlab`."""
 
 import sys
 

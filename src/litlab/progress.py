@@ -1,4 +1,4 @@
-"""A progress bar for everything that may take longer than two seconds."""
+"""A progress bar for loops that may take longer than two seconds."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,13 +10,13 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate over `items` with a progress bar, shown after two seconds; without a terminal it is a line every ten seconds.
+    """Iterate over `items` with a progress bar after two seconds; without a terminal, with a line every ten seconds.
 
     Args:
-        items: the items.
+        items: what to iterate over.
         doing: label of the bar.
         unit: name of one item, in the singular.
-        total: number of items, if `items` has no length.
+        total: number of items; needed only if `items` has no length.
     """
     interval = 0.2 if sys.stderr.isatty() else 10
     yield from tqdm(

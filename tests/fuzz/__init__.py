@@ -1,1 +1,1 @@
-"""Random inputs for everything that reads a file or a setting. A package, so that there can be two files conftest.py."""
+"""Random inputs for all code that reads a file or a setting. This is a package, so that two conftest.py can coexist."""

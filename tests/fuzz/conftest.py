@@ -1,4 +1,4 @@
-"""Counts the inputs of all properties, and says at the very end what became of them."""
+"""Fixtures of the fuzz tests, and a summary line that counts the inputs of all properties by outcome."""
 
 import resource
 import sys
@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.outcomes import TALLY, watch_for_forbidden_deeds
+from fuzz.outcomes import TALLY, watch_forbidden_events
 
-MEMORY = 2 << 30  # bytes that the readers may ask for: a damaged size must be refused, not fill the machine
+MEMORY = 2 << 30  # bytes that a reader may allocate; it must refuse a damaged size instead of filling the memory
 
 
 @pytest.fixture(scope="session", autouse=True)
 def watched() -> None:
-    watch_for_forbidden_deeds()
+    watch_forbidden_events()
 
 
 @pytest.fixture(scope="module")
 def limited_memory() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)
-    if sys.platform == "linux":  # other systems count what no process uses, or do not keep to the limit
+    if sys.platform == "linux":  # other systems also count unused memory, or ignore the limit
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, before[1]))
     yield
@@ -30,7 +30,7 @@ def limited_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for the inputs of one file of properties; scratch files would appear in it too."""
+    """The folder for the inputs of one test module; temporary files are created in it too."""
     folder = tmp_path_factory.mktemp("room")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
@@ -38,5 +38,5 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if TALLY.inputs:  # behind pytest's own summary
+    if TALLY.inputs:  # after pytest's own summary
         config.get_terminal_writer().line(str(TALLY))

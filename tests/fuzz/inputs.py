@@ -1,4 +1,4 @@
-"""What files look like that were cut short, edited by hand, saved by another program, or made to do harm."""
+"""Contents of files that are truncated, edited by hand, saved by another program, or malicious."""
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -27,11 +27,11 @@ filled_texts = texts.filter(str.strip)
 
 @st.composite
 def damaged(draw: st.DrawFn, contents: SearchStrategy[bytes]) -> bytes:
-    """A content to which one or two accidents have happened."""
+    """A content with one or two kinds of damage."""
     content = draw(contents)
-    for accident in draw(st.lists(st.sampled_from(ACCIDENTS), min_size=1, max_size=2)):
+    for damage in draw(st.lists(st.sampled_from(DAMAGES), min_size=1, max_size=2)):
         place, other = sorted((draw(st.integers(0, len(content))), draw(st.integers(0, len(content)))))
-        content = accident(draw, content, place, other)
+        content = damage(draw, content, place, other)
     return content
 
 
@@ -84,7 +84,7 @@ def _with_other_line_ends(draw: st.DrawFn, content: bytes, place: int, other: in
     return content.replace(b"\n", draw(st.sampled_from([b"\r\n", b"\r", b"\n\n", b" \n"])))
 
 
-ACCIDENTS = [
+DAMAGES = [
     _cut, _begun_late, _bit_flipped, _inserted, _overwritten, _removed, _emptied, _repeated, _saved_elsewhere,
     _with_other_line_ends,
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What every property asks: an input is used, or refused with one sentence, soon, and nothing else happens."""
+"""The checks of every property: an input is accepted or refused with one sentence, quickly and without side effects."""
 
 import signal
 import sys
@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, Phase, settings
 
 from litlab.errors import BadInput
 
-PATIENCE = 10  # seconds; the slowest honest input takes a third of one
-LONGEST = 600  # characters of a sentence, most of which are the path of a temporary folder
-# what reading a file or a setting has no business doing: starting programs and talking to the network
+TIMEOUT = 10  # seconds; the slowest valid input takes a third of a second
+LONGEST = 600  # maximum characters of a message; most of them are the path of a temporary folder
+# audit events that must not occur while a file or a setting is read: starting programs, using the network
 FORBIDDEN = (
     "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen",
     "socket.bind", "socket.connect", "socket.getaddrinfo", "socket.sendto",
 )  # fmt: skip
 
-# jsonargparse reads stubs with typeshed_client, which asks another interpreter where they can lie
+# allowed: jsonargparse reads type stubs with typeshed_client, which asks another interpreter for their folders
 HARMLESS = ["-c", "import sys, json; print(json.dumps(sys.path))"]
 
 Result = TypeVar("Result")
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Tally:
-    """How many inputs came to which end."""
+    """The number of inputs by outcome."""
 
     accepted: int = 0
     refused: int = 0
@@ -49,11 +49,11 @@ class Tally:
 
 
 TALLY = Tally()
-_forbidden: list[str] | None = None  # what was seen of FORBIDDEN; None while nobody watches
+_forbidden: list[str] | None = None  # observed events of FORBIDDEN; None while they are not recorded
 
 
-def watch_for_forbidden_deeds() -> None:
-    """Let the interpreter report what an input makes it do; a hook cannot be taken off again, but it can look away."""
+def watch_forbidden_events() -> None:
+    """Record and block forbidden audit events; a hook cannot be removed, but it ignores events outside `guarded`."""
 
     def hook(event: str, arguments: tuple) -> None:
         if _forbidden is None or not event.startswith(FORBIDDEN):
@@ -66,12 +66,12 @@ def watch_for_forbidden_deeds() -> None:
 
 
 class Hang(BaseException):
-    """Time is up; not an Exception, which the code under test may catch."""
+    """The time limit is exceeded; a BaseException, because the code under test may catch an Exception."""
 
 
 @contextmanager
 def guarded() -> Iterator[list[str]]:
-    """Watch, and interrupt after `PATIENCE` seconds."""
+    """Record forbidden events, and interrupt the block after `TIMEOUT` seconds."""
     global _forbidden
 
     def interrupt(number: int, frame: Any) -> None:
@@ -79,7 +79,7 @@ def guarded() -> Iterator[list[str]]:
 
     seen = _forbidden = []
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
     try:
         yield seen
     finally:
@@ -89,17 +89,18 @@ def guarded() -> Iterator[list[str]]:
 
 
 def outcome(use: Callable[[], Result], room: Path, place: str = "") -> tuple[Result | None, str]:
-    """Give one input to the code under test, and count what became of it.
+    """Give one input to the code under test, and count the outcome.
 
     Args:
-        use: the call.
-        room: the folder of the input; the call must leave it as it was.
-        place: what a refusal must name.
+        use: the call under test.
+        room: the folder of the input; the call must not change its list of files.
+        place: text that a message must contain.
 
     Returns:
-        What the call returned, and the sentence with which it refused, which is empty if it did not.
+        The result of the call, or None; the message of its refusal, or an empty string.
     """
     before = sorted(room.rglob("*"))
+    # call, and classify the outcome
     try:
         with guarded() as forbidden:
             result, sentence = use(), ""
@@ -113,33 +114,34 @@ def outcome(use: Callable[[], Result], room: Path, place: str = "") -> tuple[Res
         TALLY.refused += 1
     except Hang:
         TALLY.hangs += 1
-        pytest.fail(f"no answer within {PATIENCE} seconds")
+        pytest.fail(f"no answer within {TIMEOUT} seconds")
     except BaseException:
         TALLY.crashes += 1
         raise
+    # check for side effects
     assert not forbidden, forbidden
-    assert sorted(room.rglob("*")) == before, "something was left behind"
+    assert sorted(room.rglob("*")) == before, "files were created or deleted"
     return result, sentence
 
 
 def unlike_a_sentence(text: str, place: str) -> str:
-    """Why a person would not take a text for one sentence that says where to look; empty if it is one."""
+    """Why a text is not one sentence that names the place of the problem; empty if it is."""
     if len(text.splitlines()) != 1:
         return "not one line"
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
         return "control characters"
     if not text.endswith(".") or "Traceback" in text:
-        return "no sentence"
+        return "not a sentence"
     if len(text) > LONGEST:
         return f"{len(text)} characters"
-    return "" if place in text else f"no word of {place!r}"
+    return "" if place in text else f"does not contain {place!r}"
 
 
 def examples(number: int) -> settings:
-    """That many random inputs, new ones each time; what fails is printed with the line that repeats it."""
+    """Hypothesis settings for `number` new random inputs; a failure is printed with the line that reproduces it."""
     return settings(
         max_examples=number,
-        deadline=None,  # `outcome` interrupts what hangs, which this would not
+        deadline=None,  # `outcome` interrupts a call that hangs; a deadline does not
         database=None,
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
         print_blob=True,

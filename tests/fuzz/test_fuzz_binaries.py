@@ -1,4 +1,4 @@
-"""Files that programs write and nobody reads by eye: images, arrays, wheels, checkpoints, the records of a run."""
+"""Files that programs write: images, arrays, wheels, checkpoints, and the records of a run."""
 
 import gzip
 import hashlib
@@ -96,7 +96,7 @@ def test_idx_files(room: Path, data: st.DataObject) -> None:
 
 
 class Reduced:
-    """Pickles as a call."""
+    """An object that is pickled as a function call."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -106,7 +106,7 @@ class Reduced:
 
 
 def hostile_pickles(marker: Path) -> list[bytes]:
-    """Pickles that run code, in every way that the protocols know; all of it would make the file `marker`."""
+    """Pickles that run code in all ways of the pickle protocols; each one would create the file `marker`."""
     code = f"open({str(marker)!r}, 'w')"
     shell = f"touch {marker}"
     calls = [
@@ -155,7 +155,7 @@ PLAIN = (np.ndarray, np.dtype, np.generic, str, bytes, bytearray, int, float, bo
 
 
 def parts(value: Any, depth: int = 20) -> Iterator[Any]:
-    """What a value holds, down to some depth: a pickle can hold itself."""
+    """The elements of a nested value, to a limited depth, because a pickle can contain itself."""
     if isinstance(value, list | tuple | set | frozenset | dict) and depth:
         for part in [*value, *value.values()] if isinstance(value, dict) else value:
             yield from parts(part, depth - 1)
@@ -209,7 +209,7 @@ members = st.sampled_from(MEMBERS) | st.text(
 
 @st.composite
 def packed_wheels(draw: st.DrawFn) -> tuple[dict[str, bytes], bytes]:
-    """Files, and a wheel of them."""
+    """Files, and a wheel with these files."""
     files = draw(st.dictionaries(members, st.binary(max_size=20) | st.just(bytes(5000)), max_size=4))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as wheel:
@@ -222,7 +222,7 @@ def packed_wheels(draw: st.DrawFn) -> tuple[dict[str, bytes], bytes]:
 
 
 def in_the_cache(content: bytes) -> Package:
-    """A package whose wheel is in the cache already, and is the one that the catalog names."""
+    """A package whose wheel is already in the cache and has the expected sha256."""
     wheel = cache_folder() / "packages" / "any-1.0-py3-none-any.whl"
     wheel.parent.mkdir(parents=True, exist_ok=True)
     wheel.write_bytes(content)
@@ -252,7 +252,7 @@ def test_members_of_wheels(wheel: tuple[dict[str, bytes], bytes], member: str, d
 
 
 class Torn(torch.nn.Module):
-    """Not a plain value."""
+    """A value that a checkpoint must not contain: an object of a custom class."""
 
 
 def saved(value: Any, **options: Any) -> bytes:
@@ -272,7 +272,7 @@ CHECKPOINTS = [saved(CHECKPOINT), saved(CHECKPOINT, _use_new_zipfile_serializati
 
 
 def with_pickle(content: bytes) -> bytes:
-    """A checkpoint whose values are described by another pickle."""
+    """A checkpoint whose pickle is replaced."""
     before, after = io.BytesIO(CHECKPOINTS[0]), io.BytesIO()
     with zipfile.ZipFile(before) as old, zipfile.ZipFile(after, "w") as new:
         for name in old.namelist():
@@ -313,10 +313,10 @@ def test_checkpoints(room: Path, data: st.DataObject) -> None:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @examples(1000)
 @given(st.data())
-def test_checkpoints_that_a_run_goes_on_from(room: Path, data: st.DataObject) -> None:
+def test_checkpoints_to_resume_from(room: Path, data: st.DataObject) -> None:
     marker, path = room / "marker", room / "a.ckpt"
     whole = CHECKPOINTS[0]
-    directory = whole.index(b"PK\x01\x02")  # of the archive, at its end
+    directory = whole.index(b"PK\x01\x02")  # the archive's central directory, at its end
     spoiled = damaged(st.just(whole)) | damaged(st.just(whole[directory:])).map(lambda tail: whole[:directory] + tail)
     content, original = data.draw(
         st.tuples(spoiled | st.just(whole), st.just(True)) | st.tuples(checkpoint_files(marker), st.just(False))
@@ -326,7 +326,7 @@ def test_checkpoints_that_a_run_goes_on_from(room: Path, data: st.DataObject) ->
     assert not marker.exists()
     if not refusal:
         assert isinstance(loaded, dict)
-        assert not original or repr(loaded) == repr(CHECKPOINT), "a changed bit was not seen"
+        assert not original or repr(loaded) == repr(CHECKPOINT), "a changed bit was not detected"
     assert refusal == "" or content != whole
 
 

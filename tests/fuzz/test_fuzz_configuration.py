@@ -1,4 +1,4 @@
-"""Configuration files and command lines of any content, alone and through the whole parser."""
+"""Configuration files and command lines with any content, alone and through the whole parser."""
 
 import json
 import math
@@ -81,7 +81,7 @@ laughs = st.integers(1, 40).map(
 
 @st.composite
 def edited(draw: st.DrawFn, files: st.SearchStrategy[str]) -> str:
-    """A real file in which one or two lines were changed, as a user does it."""
+    """A real file with one or two changed lines, like a user's edit."""
     rows = draw(files).splitlines()
     for _ in range(draw(st.integers(1, 2))):
         place = draw(st.integers(0, len(rows) - 1))
@@ -123,13 +123,13 @@ WORDS = [
     "--resume", "--resume=auto", "--resume=latest", "--fork", "--fork=", "--fork=a", "--init=a.ckpt", "latest",
 ]  # fmt: skip
 words = options.map("".join) | st.sampled_from(WORDS)
-# a command line cannot hold NUL, which ends a word; it cannot ask for help either, which is an answer and not a setting
+# without NUL, which ends a word of a command line, and without --help, which prints an answer and sets nothing
 command_lines = st.lists(words.map(lambda word: word.replace("\0", "")), max_size=5)
 
 
 @pytest.fixture(scope="module")
 def project(room: Path) -> Iterator[Path]:
-    """A project as the current folder."""
+    """A project as the working folder."""
     folder = small_project(room / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -138,7 +138,7 @@ def project(room: Path) -> Iterator[Path]:
 
 # --- files
 
-LIST_LIKE = ("+", ".", "init_args")  # what a key can hold that is not a name
+LIST_LIKE = ("+", ".", "init_args")  # parts of a key that make it more than a name
 
 
 @examples(3500)
@@ -156,9 +156,9 @@ def test_configuration_files(project: Path, content: bytes) -> None:
     if refusal:
         return
     height = max(len(content.decode().splitlines()), 1)
-    for place in found.places:
-        assert place.text.startswith(f"{path}, line ")
-        assert 1 <= int(place.text.split(", line ")[1].split(",")[0]) <= height
+    for setting in found.all:
+        assert setting.location.startswith(f"{path}, line ")
+        assert 1 <= int(setting.location.split(", line ")[1].split(",")[0]) <= height
     for key, value in yaml.safe_load(content).items():
         if isinstance(key, str) and not any(part in key for part in LIST_LIKE):
             assert found.set_at(key), f"{key!r} was not found"
@@ -224,7 +224,7 @@ MESSAGES = [
 
 @examples(2500)
 @given(st.sampled_from(MESSAGES), st.sampled_from(NAMES), scalars, command_lines)
-def test_what_the_parser_says(project: Path, message: str, name: str, word: str, arguments: list[str]) -> None:
+def test_messages_of_the_parser(project: Path, message: str, name: str, word: str, arguments: list[str]) -> None:
     settings = messages.Settings(arguments, [])
     said = message.format(name=name, word=word)
 
@@ -271,7 +271,7 @@ def assert_settled(cli: LitlabCLI, wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("where", ["options", "file"])
-def test_good_settings_come_back(where: str, project: Path) -> None:
+def test_valid_settings_are_used_unchanged(where: str, project: Path) -> None:
     @examples(40)
     @given(good_settings)
     def check(wanted: dict[str, Any]) -> None:
@@ -304,7 +304,7 @@ def test_any_options(project: Path, arguments: list[str], wanted: dict[str, Any]
 
 
 @examples(400)
-@given(contents_like([text for name, text in REAL.items() if not name.startswith(("bert", "t5"))]))  # they fetch models
+@given(contents_like([text for name, text in REAL.items() if not name.startswith(("bert", "t5"))]))  # no downloads
 def test_any_overlay(project: Path, content: bytes) -> None:
     (project / "overlay.yaml").write_bytes(content)
     cli, refusal = outcome(lambda: LitlabCLI(["-c", EXPERIMENT, "-c", "overlay.yaml"]), project)

@@ -1,4 +1,4 @@
-"""Texts and labels from files of any content: readers, the checks of both text tasks, names of sources, docstrings."""
+"""Texts and labels from files with any content: readers, checks of both text tasks, names of sources, docstrings."""
 
 import csv
 import datetime
@@ -58,7 +58,7 @@ def pairs_of(rows: Rows) -> Pairs:
 
 @st.composite
 def csv_files(draw: st.DrawFn, rows: st.SearchStrategy[Pairs] = rows_of_text) -> tuple[Pairs, bytes]:
-    """Rows, and a file that holds them in one of the ways that spreadsheets write it."""
+    """Rows, and a CSV file with these rows, in one of the ways that spreadsheets write it."""
     wanted = draw(rows)
     names = draw(st.permutations(["text", "label", "note"]))
     file = io.StringIO(newline="")
@@ -101,7 +101,7 @@ SMALL = st.lists(st.tuples(st.sampled_from(["a", "b c", "d,\ne"]), st.sampled_fr
 
 
 @pytest.mark.parametrize("suffix", FILES)
-def test_rows_come_back_as_they_were_written(suffix: str, room: Path) -> None:
+def test_rows_are_read_as_they_were_written(suffix: str, room: Path) -> None:
     path = emptied(room) / f"a.{suffix}"
 
     @examples(500)
@@ -131,7 +131,7 @@ def test_random_bytes(suffix: str, room: Path) -> None:
 
 
 def as_another_reader_sees(path: Path) -> Pairs:
-    """The rows, read with the format's own library as a whole."""
+    """The rows as the format's standard library reads them, all at once."""
     if path.suffix == ".parquet":
         table = pyarrow.parquet.read_table(path)
         return list(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True))
@@ -155,13 +155,13 @@ def test_damaged_files(suffix: str, room: Path) -> None:
         path.write_bytes(content)
         rows, refusal = outcome(lambda: rows_in(path), room, str(path))
         if not refusal:
-            assert repr(pairs_of(rows)) == repr(as_another_reader_sees(path))  # two nan are not equal
+            assert repr(pairs_of(rows)) == repr(as_another_reader_sees(path))  # repr, because NaN is not equal to NaN
             assert all(isinstance(text, str) and text.strip() for text in rows.texts[0].to_pylist())
 
     check()
 
 
-# --- rows of other shapes and types than wanted
+# --- rows of unexpected shapes and types
 
 json_values = st.recursive(
     st.one_of(
@@ -219,7 +219,7 @@ def test_csv_of_any_shape(room: Path, header: list[str], lines: list[list[str]],
     file = io.StringIO(newline="")
     try:
         csv.writer(file, delimiter=comma, quoting=quoting).writerows([header, *lines])
-    except csv.Error:  # one empty value without quotes is no row
+    except csv.Error:  # csv cannot write a row with one empty value without quotes
         file.write("\n")
     path.write_bytes(file.getvalue().encode())
     rows, refusal = outcome(lambda: rows_in(path), room, str(path))
@@ -239,7 +239,7 @@ ARROW_TYPES = [
 
 
 def arrow_array(kind: pyarrow.DataType, size: int) -> pyarrow.Array:
-    """An array of any type: of numbers up to the largest there is, which is no date that Python knows."""
+    """An array of any type; dates and times have values that are too large for Python's datetime."""
     if pyarrow.types.is_nested(kind):
         inner = {"text": "a", "label": 1} if pyarrow.types.is_struct(kind) else [("a", 1)]
         return pyarrow.array([inner if not pyarrow.types.is_list(kind) else ["a"]] * size, kind)
@@ -318,7 +318,7 @@ def test_folders_of_splits(room: Path, data: st.DataObject) -> None:
         found = [
             {" ".join(pair[0].casefold().split()) for pair in pairs_of(splits[name])} for name in ("train", *held_out)
         ]
-        assert sum(map(len, found)) == len(set().union(*found)), "a text is in two splits"
+        assert sum(map(len, found)) == len(set().union(*found)), "a text is in more than one split"
 
 
 labels = st.one_of(
@@ -446,7 +446,7 @@ def test_summarization_of_any_texts(room: Path, tiny_t5: Path, pairs: Pairs, pre
         assert batch["input_ids"].shape[1] <= lengths[0] + 2 and batch["labels"].shape[1] <= lengths[1]
 
 
-# --- the cache of tokens
+# --- the token cache
 
 
 def build(folder: Path) -> dict[str, Any]:
@@ -457,7 +457,7 @@ def build(folder: Path) -> dict[str, Any]:
 
 @examples(800)
 @given(st.data())
-def test_a_damaged_cache_of_tokens_is_made_again(data: st.DataObject) -> None:
+def test_a_damaged_token_cache_is_rebuilt(data: st.DataObject) -> None:
     folder, meta = token_cache.cached({"what": "fuzz"}, build)
     file = folder / data.draw(st.sampled_from(["meta.json", "meta.json", "train/id.int64"]))
     content = file.read_bytes()
@@ -470,7 +470,7 @@ def test_a_damaged_cache_of_tokens_is_made_again(data: st.DataObject) -> None:
         file.write_bytes(data.draw(damaged(st.just(content)).filter(lambda damage: len(damage) != len(content))))
     whole = file.read_bytes() == content
     (again, found), _ = outcome(lambda: token_cache.cached({"what": "fuzz"}, build), folder.parent)
-    assert (again, found) == (folder, meta), "facts of another cache" if whole else "the damage was not seen"
+    assert (again, found) == (folder, meta), "wrong facts" if whole else "the damage was not detected"
     assert (folder / "train" / "id.int64").stat().st_size == 80
 
 

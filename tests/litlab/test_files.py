@@ -47,8 +47,14 @@ def test_of_many_builders_at_once_one_builds_and_the_others_wait(tmp_path: Path)
     assert len(built) == 1
 
 
-def test_a_full_disk_while_caching_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no space left in .* while caching digits: free some, or set LITLAB_CACHE"):
+@pytest.mark.parametrize(
+    ("cache", "advice"), [("", "free some space, or set LITLAB_CACHE to another folder"), ("other", "free some space")]
+)
+def test_a_full_disk_while_caching_is_one_sentence(
+    cache: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LITLAB_CACHE", str(tmp_path / cache))
+    with pytest.raises(BadInput, match=rf"no space left in .* while caching digits: {advice}\.$"):
         with build_once(tmp_path / "file", "caching digits") as scratch:
             assert scratch
             scratch.symlink_to("/dev/full")  # every write to it fails as on a full disk
@@ -56,8 +62,15 @@ def test_a_full_disk_while_caching_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "file").exists()
 
 
-def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cache", "advice"),
+    [("", "make it writable, or set LITLAB_CACHE to another folder"), ("other", "make it writable")],
+)
+def test_a_cache_that_cannot_be_made_is_one_sentence(
+    cache: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LITLAB_CACHE", str(tmp_path / cache))
     (tmp_path / "occupied").write_text("a file, not a folder")
-    with pytest.raises(BadInput, match=r"cannot write to the cache .* LITLAB_CACHE"):
+    with pytest.raises(BadInput, match=rf"cannot write to the folder .*/occupied \(.*\): {advice}\.$"):
         with build_once(tmp_path / "occupied" / "file", "testing"):
             pass

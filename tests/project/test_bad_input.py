@@ -62,12 +62,12 @@ SETTINGS = [
     Case(
         "a pretrained model that is not there",
         f"{TEXTS}reviews.csv --model.pretrained=./nothing",
-        ["no model './nothing'", "model.pretrained takes a name of the catalog"],
+        ["no model './nothing'", "model.pretrained takes a packaged model"],
     ),
     Case(
         "a pretrained model that is out of reach",
         f"{TEXTS}reviews.csv --model.pretrained=owner/name",
-        ["the model owner/name could not be downloaded", "HF_HUB_OFFLINE is set", "use a name of the catalog"],
+        ["the model owner/name could not be downloaded", "HF_HUB_OFFLINE is set", "use a packaged model"],
     ),
     Case(
         "a folder without a model",
@@ -103,8 +103,8 @@ GOOD = "text,label\n" + "".join(f"words {number},{'ab'[number % 2]}\n" for numbe
 OBJECT = '{"text": "one", "label": "a"}\n'
 
 CSV = [
-    ("nothing in it", "", ["a.csv is empty", "a first line with the names of the columns is right"]),
-    ("a header alone", "text,label\n", ["a.csv has no rows", "nothing to learn from"]),
+    ("nothing in it", "", ["a.csv is empty", "the first line must name the columns"]),
+    ("a header alone", "text,label\n", ["a.csv has no rows", "nothing to train on"]),
     ("no header", GOOD.removeprefix("text,label\n"), ["a.csv has no column 'text'", "it has 'words 0', 'a'"]),
     (
         "another column",
@@ -129,8 +129,8 @@ CSV = [
     ("two rows", GOOD[:31], ["a.csv has 2 rows", "give more rows, other fractions, or a file for each split"]),
 ]
 JSONL = [
-    ("not JSON", "{'text': 'one'}\n", ["a.jsonl, row 2 is not JSON", "one object per line is right"]),
-    ("an array", f"[{OBJECT.strip()}]\n", ["a.jsonl, row 2 is not an object", 'a line like {"text"', "is right"]),
+    ("not JSON", "{'text': 'one'}\n", ["a.jsonl, row 2 is not JSON", "write one object per line"]),
+    ("an array", f"[{OBJECT.strip()}]\n", ["a.jsonl, row 2 is not an object", 'write lines like {"text"']),
     ("a missing key", '{"text": "two"}\n', ["a.jsonl, row 2 lacks 'label'", "every row needs text, label"]),
     ("a number as a text", '{"text": 5, "label": "a"}\n', ["row 2: column 'text' holds 5", "put it between quotes"]),
     ("mixed labels", '{"text": "two", "label": 1}\n', ["a.jsonl, row 2", "row 1 has 'a'", "not both"]),
@@ -146,7 +146,7 @@ PARQUET = [
     (
         "fractions",
         parquet(text=["a"], label=[0.5]),
-        ["a.parquet, row 1", "the label 0.5", "strings or integers are right"],
+        ["a.parquet, row 1", "the label 0.5", "labels are strings or integers"],
     ),
 ]
 FOLDER = [
@@ -168,7 +168,7 @@ SOURCE = [
     (
         "no such name",
         "roten_tomatoes",
-        ["roten_tomatoes", "could not be downloaded", "use a name of the catalog (rotten_tomatoes"],
+        ["roten_tomatoes", "could not be downloaded", "use a packaged data set (rotten_tomatoes"],
     ),
     ("texts as labels", "reviews.csv --data.label=text", ["reviews.csv: column 'text' has 40", "--data.label=..."]),
     ("no such second text", "reviews.csv --data.text_pair=answer", ["no column 'answer'", "--data.text_pair=..."]),

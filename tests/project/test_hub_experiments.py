@@ -355,7 +355,7 @@ def test_the_splits_are_those_of_the_hub_or_held_out_by_the_experiment(lab: Lab,
 
 
 def test_a_missing_dialogue_is_left_out_and_counted(lab: Lab) -> None:
-    assert "split train: 1 of 100 rows have no text and are left out\n" in lab.trained("t5_samsum").err
+    assert "split train: 1 of 100 rows have no text and are skipped\n" in lab.trained("t5_samsum").err
 
 
 def test_only_needed_files_are_downloaded_from_the_pinned_commits(lab: Lab) -> None:
@@ -443,11 +443,11 @@ def test_for_an_unavailable_model_the_message_gives_the_reason(lab: Lab, model: 
 UNSEEN = {
     "model": (
         "--model.pretrained=org/unseen@" + "2" * 40,
-        "a name of the catalog (all-MiniLM-L6-v2) or a folder",
+        "a packaged model (all-MiniLM-L6-v2) or a folder",
     ),
     "dataset": (
         "--data.source=org/unseen@" + "2" * 40,
-        "a name of the catalog (rotten_tomatoes) or a local file",
+        "a packaged data set (rotten_tomatoes) or a local file",
     ),
 }
 
@@ -502,7 +502,7 @@ def test_offline_a_cached_commit_is_not_used_instead_of_another_one(lab: Lab, tm
     other = "stanfordnlp/imdb@" + "3" * 40
     message = refusal(lab.run(*fit("bert_imdb", f"--data.source={other}"), offline=True, cache=tmp_path))
     here = settings("bert_imdb")["source"].split("@")[1]
-    assert f"the Hub's cache has stanfordnlp/imdb at {here}, not at {'3' * 40}: fetch that one once online." in message
+    assert f"the Hub's cache has stanfordnlp/imdb at {here}, not at {'3' * 40}: download it once online." in message
 
 
 @pytest.mark.parametrize("kind", UNSEEN)
@@ -535,6 +535,6 @@ def test_without_a_network_the_message_says_what_works(lab: Lab, tmp_path: Path)
     name = settings("t5_xsum")["pretrained"]
     assert refusal(done) == (
         f"the model {name} could not be downloaded from the Hugging Face Hub: ConnectError; check the network and HF_ENDPOINT, set "
-        "HF_HUB_OFFLINE=1 if it is in the Hub's cache, or use a name of the catalog (all-MiniLM-L6-v2) or a folder."
+        "HF_HUB_OFFLINE=1 if it is in the Hub's cache, or use a packaged model (all-MiniLM-L6-v2) or a folder."
     )
     assert "Retrying" not in done.err  # the clients' own retries take most of a minute

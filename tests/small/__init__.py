@@ -1,1 +1,1 @@
-"""Two experiments that train in a second: what the tests of the engine use in place of a project's models and data."""
+"""Two experiments that train in a second; the engine's tests use them instead of a project's models and data."""

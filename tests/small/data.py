@@ -1,4 +1,4 @@
-"""Two data modules that keep litlab's contracts: examples of ten classes, and the same examples with named classes."""
+"""Two data modules that follow litlab's contracts: examples of ten classes, and the same examples with class names."""
 
 import hashlib
 from pathlib import Path
@@ -20,10 +20,10 @@ NAMES = {
 
 
 def write_examples(folder: Path) -> None:
-    """Write the four arrays that `SmallData` reads: each example is the prototype of its class, with noise.
+    """Write the four arrays that `SmallData` reads; an example is the prototype of its class plus noise.
 
     Args:
-        folder: a new one. It gets features (examples, 64) and labels (examples,), both uint8, of train and test.
+        folder: a new folder for features (examples, 64) and labels (examples,) of train and test, all uint8.
     """
     random = np.random.default_rng(0)
     prototypes = random.uniform(50, 200, (CLASSES, FEATURES))
@@ -36,10 +36,10 @@ def write_examples(folder: Path) -> None:
 
 
 def write_language(folder: Path, name: str) -> None:
-    """Write what `SmallSpeller` takes for a pretrained model: the names of the classes and the weights of a layer.
+    """Write a pretrained model for `SmallSpeller`: the class names and the weights of a layer.
 
     Args:
-        folder: a new one. It gets names.txt, a name per line, and weights.npy (classes, features) float32.
+        folder: a new folder for names.txt, one name per line, and weights.npy (classes, features) float32.
         name: english or german.
     """
     folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def write_language(folder: Path, name: str) -> None:
 
 
 def read_array(file: Path) -> np.ndarray:
-    """An array of a file.
+    """The array in a file.
 
     Raises:
         BadInput: if the file is missing or damaged.
@@ -62,7 +62,7 @@ def read_array(file: Path) -> np.ndarray:
 
 
 def read_names(folder: str) -> list[str]:
-    """The names of the classes, of a folder that `write_language` wrote.
+    """The class names in a folder that `write_language` wrote.
 
     Raises:
         BadInput: if there is no such folder.
@@ -74,17 +74,17 @@ def read_names(folder: str) -> list[str]:
 
 
 class SmallData(LightningDataModule):
-    """Examples of 64 features and ten classes, in memory.
+    """Examples with 64 features and ten classes, in memory.
 
-    The validation split is the end of the training file. Batches hold `id` (batch,), `features` (batch, 64) float32 and
-    `target` (batch,) int64.
+    The validation split is the end of the training file. Batches contain `id` (batch,), `features` (batch, 64) float32
+    and `target` (batch,) int64.
 
     Args:
         source: a folder that `write_examples` wrote.
         batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
         evaluation_batch_size: examples per device and step in validation and test.
         validation_size: examples held out from the end of the training file.
-        seed: fixes the order of the training examples; follows seed_everything.
+        seed: seed of the order of the training examples; set from seed_everything.
     """
 
     num_classes = CLASSES
@@ -108,7 +108,7 @@ class SmallData(LightningDataModule):
         return hashlib.sha256("".join(self.facts.values()).encode()).hexdigest() if self.facts else None
 
     def prepare_data(self) -> None:
-        """Read the files once to check them, and note what they hold.
+        """Read the files once to check them, and compute their hashes.
 
         Raises:
             BadInput: if a file is missing or damaged.
@@ -120,7 +120,7 @@ class SmallData(LightningDataModule):
         """Read the files into memory.
 
         Raises:
-            BadInput: if the validation split leaves nothing to train on.
+            BadInput: if no examples remain for training.
         """
         self.features = {split: torch.from_numpy(self._read(f"{split}_features")) for split in ("train", "test")}
         self.labels = {split: torch.from_numpy(self._read(f"{split}_labels")).long() for split in ("train", "test")}
@@ -166,13 +166,13 @@ class SmallData(LightningDataModule):
 
 
 class SmallNames(SmallData):
-    """The same examples, of classes that have names. Batches of evaluation also hold `source`, a text for each example.
+    """The same examples with class names. Evaluation batches also contain `source`, a text for each example.
 
     Args:
         source: a folder that `write_examples` wrote.
-        tokenizer: a folder that `write_language` wrote; follows model.pretrained.
+        tokenizer: a folder that `write_language` wrote; set from model.pretrained.
         batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
-        seed: fixes the order of the training examples; follows seed_everything.
+        seed: seed of the order of the training examples; set from seed_everything.
     """
 
     def __init__(
@@ -187,21 +187,21 @@ class SmallNames(SmallData):
         self.class_names: list[str] = []
 
     def prepare_data(self) -> None:
-        """Read the names too.
+        """Read the class names too.
 
         Raises:
-            BadInput: if there are none.
+            BadInput: if the file of the names is missing.
         """
         super().prepare_data()
         self.class_names = read_names(self.tokenizer)
         self.facts["names"] = " ".join(self.class_names)
 
     def state_dict(self) -> dict[str, Any]:
-        """The names, which an evaluation must find again."""
+        """The class names; an evaluation must use the same ones."""
         return {"class_names": self.class_names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare the names with those of a checkpoint.
+        """Check that the class names are those of the checkpoint.
 
         Raises:
             BadInput: if they differ.

@@ -1,4 +1,4 @@
-"""Two LightningModules that keep litlab's contracts: one returns classes and probabilities, the other texts."""
+"""Two LightningModules that follow litlab's contracts: one returns classes and probabilities, the other texts."""
 
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ from small.data import FEATURES, read_array, read_names
 
 
 class SmallModel(LightningModule):
-    """Features to hidden units to classes.
+    """A classifier with one hidden layer.
 
     Args:
         hidden: units of the hidden layer.
-        num_classes: classes to tell apart; follows the data.
-        label_smoothing: share of the target spread over all classes.
-        learning_rate: of AdamW, at its peak.
-        weight_decay: of AdamW, on the weight matrices.
+        num_classes: number of classes; set from the data.
+        label_smoothing: share of the target that is spread over all classes.
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: weight decay of AdamW, on weight matrices only.
         schedule: decay of the learning rate after the warm-up.
-        warmup: linear rise of the learning rate, as a fraction of all steps.
+        warmup: fraction of all steps in which the learning rate rises linearly.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SmallModel(LightningModule):
         self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes, f"{split}/") for split in self.loss})
 
     def configure_model(self) -> None:
-        """Build the network, once."""
+        """Build the network once."""
         if self.network is None:
             layers = nn.Linear(FEATURES, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.num_classes)
             self.network = nn.Sequential(*layers)
@@ -60,7 +60,7 @@ class SmallModel(LightningModule):
         return self.network(features)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of a slice of a global batch, weighted so that slices average to the mean of the global batch."""
+        """The loss of one slice of a global batch, weighted so that the average over slices is the batch mean."""
         loss = F.cross_entropy(self(batch["features"]), batch["target"], label_smoothing=self.label_smoothing)
         return loss * batch["weight"]
 
@@ -93,11 +93,11 @@ class SmallModel(LightningModule):
 
 
 class SmallSpeller(LightningModule):
-    """A linear layer from a file, fine-tuned; it answers with the name of the class, as a summarizer answers with a text.
+    """A pretrained linear layer that is fine-tuned; it predicts class names, texts like those of a summarizer.
 
     Args:
         pretrained: a folder that `write_language` wrote.
-        learning_rate: of AdamW.
+        learning_rate: learning rate of AdamW.
     """
 
     def __init__(self, pretrained: str = "english", learning_rate: PositiveFloat = 1e-2) -> None:
@@ -108,7 +108,7 @@ class SmallSpeller(LightningModule):
         self.loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
 
     def configure_model(self) -> None:
-        """Load names and weights, once.
+        """Load names and weights once.
 
         Raises:
             BadInput: if a file is missing or damaged.

@@ -1,4 +1,4 @@
-"""The fixtures of tests/ that this recipe uses, and a project with its configurations."""
+"""Fixtures from tests/ for this recipe, and a project folder with the recipe's configurations."""
 
 import os
 import random
@@ -27,7 +27,7 @@ FOLDER = Path("recipes/t5_documentation")
 
 @pytest.fixture
 def recipe(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
-    """The current folder, a project with the configurations of this recipe and t5_sum; other processes find the recipe's code."""
+    """Working folder: a project with the configurations of this recipe and t5_sum; subprocesses can import the code."""
     shutil.copytree(PROJECT / FOLDER / "configs", inside / FOLDER / "configs")
     shutil.copy(PROJECT / "configs/experiment/t5_sum.yaml", inside / "configs/experiment")
     monkeypatch.setenv("PYTHONPATH", str(PROJECT), prepend=os.pathsep)
@@ -37,7 +37,11 @@ def recipe(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
 
 @pytest.fixture
 def files_made(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The project's data/ instead of the recipe's own, and a few short texts for each file; lists the files that were made."""
+    """Replace the recipe's data/ by a folder in the project, and each data file by a few short texts.
+
+    Returns:
+        The names of the files created so far.
+    """
     source, made = random.Random(0), []
 
     def table(name: str, *columns: str) -> pyarrow.Table:

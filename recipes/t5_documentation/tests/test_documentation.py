@@ -27,7 +27,7 @@ HIDDEN = (
 
 @pytest.fixture(autouse=True)
 def evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation and test splits of one pair."""
+    """A docstrings data set with one training pair and one test pair."""
     rows = {
         "split": ["train", "test"],
         "source": [BOATS, HIDDEN],
@@ -82,7 +82,7 @@ def test_a_wheel_gives_its_docstrings_guides_and_descriptions(tmp_path: Path) ->
     assert read_wheel(wheel(tmp_path, files), with_paragraphs=False) == ([], pairs)
 
 
-def test_what_resembles_the_splits_that_scores_come_from_is_left_out(tmp_path: Path) -> None:
+def test_text_that_resembles_the_validation_and_test_splits_is_left_out(tmp_path: Path) -> None:
     altered = HIDDEN.replace("driver", "conductor")
     assert resembles_evaluation(HIDDEN) and resembles_evaluation(altered) and not resembles_evaluation(BOATS)
     tram = {"project/tram.py": f'"""Turn it around.\n\n{altered} {BOATS}\n"""\n"""{RIVERS}"""'}
@@ -90,7 +90,7 @@ def test_what_resembles_the_splits_that_scores_come_from_is_left_out(tmp_path: P
     assert (texts, pairs) == ([[RIVERS]], [])
 
 
-def test_every_package_is_pinned_and_none_is_one_that_scores_come_from() -> None:
+def test_every_package_is_pinned_and_none_is_in_the_validation_or_test_split() -> None:
     files = (documentation.LISTED, documentation.FOR_PAIRS)
     listed = [line.split() for file in files for line in file.read_text().splitlines() if not line.startswith("#")]
     assert len(listed) > 1000
@@ -116,7 +116,7 @@ def test_every_package_is_pinned_and_none_is_one_that_scores_come_from() -> None
     assert kept_apart and not kept_apart & set(projects)
 
 
-def test_a_script_without_a_guard_is_told_so_and_does_not_hang(tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_fails_with_a_message_and_does_not_hang(tmp_path: Path) -> None:
     script = tmp_path / "prepare.py"
     script.write_text(
         "from concurrent.futures import ProcessPoolExecutor\n"
@@ -133,7 +133,7 @@ def test_a_script_without_a_guard_is_told_so_and_does_not_hang(tmp_path: Path) -
     assert outcome.returncode and "a script that has `if __name__ == '__main__':`" in outcome.stderr
 
 
-def test_pairs_come_from_both_lists_and_no_text_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_come_from_both_lists_without_duplicate_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITLAB_CACHE", str(tmp_path))
     monkeypatch.setattr(
         documentation,
@@ -166,15 +166,15 @@ def gaps_in(monkeypatch: pytest.MonkeyPatch, *documents: str) -> list[tuple[str,
     return list(zip(table["text"].to_pylist(), table["summary"].to_pylist(), strict=True))
 
 
-def test_the_sentence_that_shares_most_with_the_others_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sentence_that_shares_most_words_with_the_others_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     about = "An anchor holds a moored boat against the tide."
     assert gaps_in(monkeypatch, f"{CLOCKS}\n{about} {BOATS}") == [(f"{CLOCKS} {BOATS}", about)]
-    assert gaps_in(monkeypatch, f"{CLOCKS}\n{RIVERS} {HIDDEN}") == []  # they share nothing
-    assert gaps_in(monkeypatch, f"{about} {BOATS}") == []  # of two sentences one would remain
-    assert gaps_in(monkeypatch, f"{about} {BOATS} {about}") == []  # would be copied
+    assert gaps_in(monkeypatch, f"{CLOCKS}\n{RIVERS} {HIDDEN}") == []  # no shared words
+    assert gaps_in(monkeypatch, f"{about} {BOATS}") == []  # only one sentence would remain
+    assert gaps_in(monkeypatch, f"{about} {BOATS} {about}") == []  # the rest contains the sentence
 
 
-def test_no_sentence_is_taken_out_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_sentence_is_removed_only_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
     about = "An anchor holds a moored boat against the tide."
     others = ("The harbour opens at six.", "Visitors are welcome.", "It is closed in winter.", "Dogs stay outside.")
     documents = [f"{other} {about} {BOATS}" for other in others]

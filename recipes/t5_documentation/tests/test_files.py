@@ -1,4 +1,4 @@
-"""The files of data/ are made once, when a data module of the recipe is about to read one of them."""
+"""A data module of the recipe creates the file in data/ that it reads, once."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +28,7 @@ def pairs_options(tiny_t5: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_each_file_is_made_once_and_nothing_else_lies_beside_it(files_made: list[str], name: str) -> None:
+def test_each_file_is_created_once_and_no_other_file_remains(files_made: list[str], name: str) -> None:
     for _ in range(2):
         prepare(f"{DATA}/{name}")
     table = pyarrow.parquet.read_table(DATA / name)
@@ -37,7 +37,7 @@ def test_each_file_is_made_once_and_nothing_else_lies_beside_it(files_made: list
     assert {file.name for file in DATA.iterdir()} == {name, f".{name}.lock"}
 
 
-def test_processes_that_ask_at_once_make_a_file_once(files_made: list[str]) -> None:
+def test_concurrent_processes_create_a_file_only_once(files_made: list[str]) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(prepare, [f"{DATA}/pairs.parquet"] * 4))
     assert files_made == ["pairs.parquet"]
@@ -51,11 +51,11 @@ def test_any_other_source_is_left_alone(files_made: list[str], source: str) -> N
     assert not files_made and not DATA.exists()
 
 
-def test_a_file_of_other_packages_is_not_read(files_made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_from_other_packages_is_refused(files_made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(f"{DATA}/pairs.parquet")
     monkeypatch.setattr(documentation, "CLEANING", documentation.CLEANING + 1)
     with pytest.raises(
-        BadInput, match=r"data/pairs.parquet was made from other packages than .*: delete it to make it"
+        BadInput, match=r"data/pairs.parquet was made from other packages than .*: delete it to create it"
     ):
         prepare(f"{DATA}/pairs.parquet")
 
@@ -70,7 +70,7 @@ def test_a_build_that_fails_leaves_no_file(files_made: list[str], monkeypatch: p
     assert {file.name for file in DATA.iterdir()} == {".texts.parquet.lock"}
 
 
-def test_a_summarizer_reads_the_made_file_as_any_other(files_made: list[str], tiny_t5: Path) -> None:
+def test_a_summarizer_reads_the_created_file_like_any_other(files_made: list[str], tiny_t5: Path) -> None:
     source = f"{DATA}/gap_sentences.parquet"
     made = DocumentationSummarization(source, **pairs_options(tiny_t5))  # type: ignore[arg-type]
     assert made.vocab_size and files_made == ["gap_sentences.parquet"]
@@ -81,7 +81,7 @@ def test_a_summarizer_reads_the_made_file_as_any_other(files_made: list[str], ti
         assert torch.equal(one["input_ids"], other["input_ids"]) and torch.equal(one["labels"], other["labels"])
 
 
-def test_a_summarizer_reads_texts_of_ones_own(files_made: list[str], tiny_t5: Path) -> None:
+def test_a_summarizer_reads_the_users_own_texts(files_made: list[str], tiny_t5: Path) -> None:
     rows = "".join(f"words {number},{number}\n" for number in range(40))
     Path("own.csv").write_text(f"text,summary\n{rows}")
     data = DocumentationSummarization("own.csv", **pairs_options(tiny_t5))  # type: ignore[arg-type]
@@ -89,6 +89,6 @@ def test_a_summarizer_reads_texts_of_ones_own(files_made: list[str], tiny_t5: Pa
     assert len(data.splits["train"].array("id")) == 32 and not files_made
 
 
-def test_span_corruption_reads_the_made_file_by_default(files_made: list[str]) -> None:
+def test_span_corruption_reads_the_created_file_by_default(files_made: list[str]) -> None:
     data = SpanCorruption(validation=0.2, tokenizer_size=400, input_length=16)
     assert data.vocab_size <= 400 and files_made == ["texts.parquet"]

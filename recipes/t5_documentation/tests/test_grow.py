@@ -1,4 +1,4 @@
-"""A pretrained T5 gets more layers, computes the same, and all of it learns."""
+"""A T5 with added layers gives the same output as before, and all of its weights are trained."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ from recipes.t5_documentation.grow import grow
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The command in this process, and its exit code."""
+    """Run the command in this process and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["grow", *map(str, arguments)])
     return command.main()
 
@@ -33,7 +33,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def t5(request: pytest.FixtureRequest, tiny_t5: Path, tmp_path: Path) -> Path:
-    """A T5 of two and two layers, whose output layer shares the embeddings or, as in T5 1.1, does not."""
+    """A T5 with two encoder and two decoder layers, with tied or, as in T5 1.1, untied output embeddings."""
     if request.param:
         return tiny_t5
     network: Any = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32)
@@ -46,7 +46,7 @@ def t5(request: pytest.FixtureRequest, tiny_t5: Path, tmp_path: Path) -> Path:
     return tmp_path / "untied"
 
 
-def test_the_deeper_t5_computes_the_same_and_all_of_it_learns(
+def test_the_deeper_t5_gives_the_same_output_and_every_weight_gets_a_gradient(
     t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "deeper"
@@ -62,21 +62,21 @@ def test_the_deeper_t5_computes_the_same_and_all_of_it_learns(
     assert tied[0] == tied[1] == (t5.name != "untied")
     encoder, decoder = large.network.encoder, large.network.decoder
     assert (len(encoder.block), len(decoder.block)) == (5, 3) and len(small.network.encoder.block) == 2
-    # 2 layers become 5: three of the first, two of the second
+    # 2 layers become 5: three copies of the first, two copies of the second
     first, second = (block.layer[0].SelfAttention.q.weight for block in small.network.encoder.block)
     for block, of in zip(encoder.block, (first, first, first, second, second), strict=True):
         torch.testing.assert_close(block.layer[0].SelfAttention.q.weight, of, rtol=0, atol=0)
     torch.testing.assert_close(large(batch()), small(batch()))
     torch.testing.assert_close(large.generate(batch()), small.generate(batch()), rtol=0, atol=0)
     optimizer = torch.optim.AdamW(large.parameters(), lr=1e-2)
-    for _ in range(2):  # the first step changes only what was zero
+    for _ in range(2):  # in the first step, the weights behind a zero output weight have zero gradients
         optimizer.zero_grad()
         large(batch()).backward()
         optimizer.step()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in large.parameters())
 
 
-def test_the_tokenizer_comes_along(tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizer_is_copied(tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, tiny_t5, tmp_path / "deeper", "--encoder=1") == 0
     before, after = (pretrained.load_tokenizer(str(folder)) for folder in (tiny_t5, tmp_path / "deeper"))
     assert token_cache.fingerprint(before) == token_cache.fingerprint(after)
@@ -90,12 +90,12 @@ def test_the_given_network_is_not_changed(tiny_t5: Path) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
 
 
-def test_a_network_that_is_not_a_t5_cannot_grow() -> None:
+def test_a_network_that_is_not_a_t5_is_refused() -> None:
     heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
     bart = BartForConditionalGeneration(
         BartConfig(vocab_size=9, d_model=4, encoder_layers=1, decoder_layers=1, **heads)
     )
-    with pytest.raises(BadInput, match=r"^a BartForConditionalGeneration cannot grow, only a T5 can\.$"):
+    with pytest.raises(BadInput, match=r"^cannot add layers to a BartForConditionalGeneration: only T5 is supp"):
         grow(bart, 1, 0)
 
 
@@ -108,10 +108,10 @@ def test_a_network_that_is_not_a_t5_cannot_grow() -> None:
             "--decoder=2: the decoder would have 4 layers, more than the encoder's 3: add",
         ),
         ("./nowhere", (), "no model './nowhere': there is no such folder"),
-        ("tiny_t5", (), "{out} exists: name a new folder, or remove it."),
+        ("tiny_t5", (), "{out} already exists: choose a new folder, or delete this one."),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_exit_code_2(
+def test_bad_input_gives_one_sentence_and_exit_status_2(
     tiny_t5: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -130,7 +130,7 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_2(
     assert not any(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_number_of_layers_below_zero_is_refused(tmp_path: Path, tiny_t5: Path) -> None:
+def test_a_negative_number_of_layers_is_refused(tmp_path: Path, tiny_t5: Path) -> None:
     module = "recipes.t5_documentation.grow"
     outcome = subprocess.run(
         [sys.executable, "-m", module, tiny_t5, tmp_path / "deeper", "--encoder=-1"],
@@ -138,4 +138,4 @@ def test_a_number_of_layers_below_zero_is_refused(tmp_path: Path, tiny_t5: Path)
         capture_output=True,
         text=True,
     )
-    assert outcome.returncode == 2 and "'-1' is not a number of layers, 0 or more" in outcome.stderr
+    assert outcome.returncode == 2 and "'-1' is not an integer of at least 0" in outcome.stderr

@@ -9,7 +9,7 @@ import torch
 from litlab.errors import BadInput
 from recipes.t5_documentation.span_corruption import SENTINELS, SpanCorruption, corrupt, spans, window_for
 
-END, FIRST = 1, 2  # ids that the tokenizer gives </s> and <extra_id_0>
+END, FIRST = 1, 2  # token ids of </s> and <extra_id_0>
 LENGTH = 32
 
 
@@ -55,7 +55,7 @@ def process(rank: int, world_size: int = 1, accumulation: int = 1) -> SimpleName
 
 
 def restored(inputs: list[int], labels: list[int]) -> list[int]:
-    """The window that an input and a target were made of."""
+    """The original window, from its input and target."""
     hidden: dict[int, list[int]] = {}
     for token in labels[:-1]:
         if FIRST <= token < FIRST + SENTINELS:
@@ -67,23 +67,23 @@ def restored(inputs: list[int], labels: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("length", [16, 32, 128, 256, 512])
 @pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.3, 1.0), (0.45, 8.0)])
-def test_an_input_has_the_length_that_is_asked_for_and_no_longer_window_fits(length, density, mean) -> None:
+def test_the_largest_window_that_fits_the_input_length_is_chosen(length, density, mean) -> None:
     window, hidden, count = window_for(length, density, mean)
-    assert length - 1 <= window - hidden + count + 1 <= length  # rounding can make a length impossible
+    assert length - 1 <= window - hidden + count + 1 <= length  # because of rounding, some lengths cannot be reached
     assert hidden == round(window * density) and 1 <= count <= hidden
 
 
-def test_spans_hide_what_they_should_and_never_touch() -> None:
+def test_spans_hide_the_given_number_of_tokens_and_never_touch() -> None:
     random = np.random.default_rng(0)
     masks = np.stack([spans(random, 141, 21, 7) for _ in range(2000)])
     assert (masks.sum(axis=1) == 21).all() and not masks[:, 0].any()
     begins = masks[:, 1:] & ~masks[:, :-1]
     assert (begins.sum(axis=1) == 7).all()
     shares = masks.mean(axis=0)[20:-20]
-    assert shares.min() > 0.1 and shares.max() < 0.2  # everywhere about 15 %
+    assert shares.min() > 0.1 and shares.max() < 0.2  # about 15 % at every position
 
 
-def test_each_sentinel_stands_for_what_the_target_says() -> None:
+def test_each_sentinel_replaces_the_tokens_that_follow_it_in_the_target() -> None:
     windows = np.array([[10, 11, 12, 13, 14, 15, 16, 17], [20, 21, 22, 23, 24, 25, 26, 27]])
     hidden = np.array([[0, 1, 1, 0, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0, 1, 1]], bool)
     inputs, labels = corrupt(windows, hidden, first=2, end=1)
@@ -91,7 +91,7 @@ def test_each_sentinel_stands_for_what_the_target_says() -> None:
     assert labels.tolist() == [[2, 11, 12, 3, 17, 1], [2, 22, 3, 26, 27, 1]]
 
 
-def test_an_epoch_is_the_documents_once_without_padding(file: Path) -> None:
+def test_an_epoch_contains_the_documents_once_without_padding(file: Path) -> None:
     data = opened(file)
     loader = data.train_dataloader()
     batches = list(loader)
@@ -110,14 +110,14 @@ def test_an_epoch_is_the_documents_once_without_padding(file: Path) -> None:
     assert len(data.tokenizer.decode(windows[0]).split()) > 5
 
 
-def test_documents_are_kept_apart_by_their_ends(file: Path) -> None:
+def test_an_end_token_separates_the_documents(file: Path) -> None:
     data = opened(file)
     documents = [json.loads(line)["text"] for line in file.read_text().splitlines()]
     texts = data.tokenizer.decode(data.streams["train"].tolist()).split("</s>")
     assert set(map(str.strip, texts[:-1])) < set(documents) and len(texts) - 1 > 0.7 * len(documents)
 
 
-def test_each_epoch_cuts_and_hides_otherwise_and_each_seed_too(file: Path) -> None:
+def test_windows_and_spans_differ_between_epochs_and_seeds(file: Path) -> None:
     def first(seed: int, epoch: int) -> torch.Tensor:
         loader = opened(file, seed=seed).train_dataloader()
         loader.set_epoch(epoch)
@@ -128,7 +128,7 @@ def test_each_epoch_cuts_and_hides_otherwise_and_each_seed_too(file: Path) -> No
     assert not any(torch.equal(views[a], views[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_any_number_of_processes_sees_the_same_batches(file: Path) -> None:
+def test_the_batches_are_the_same_for_any_number_of_ranks(file: Path) -> None:
     whole = opened(file, process(0)).train_dataloader()
     halves = [opened(file, process(rank, 2)).train_dataloader() for rank in range(2)]
     micro = opened(file, process(0, accumulation=2)).train_dataloader()
@@ -143,7 +143,7 @@ def test_any_number_of_processes_sees_the_same_batches(file: Path) -> None:
         assert torch.equal(batch["labels"], torch.cat([part["labels"] for part in slices[2 * number : 2 * number + 2]]))
 
 
-def test_training_continues_where_it_was(file: Path) -> None:
+def test_a_restored_dataloader_continues_with_the_next_batch(file: Path) -> None:
     loader = opened(file).train_dataloader()
     loader.set_epoch(2)
     iterator = iter(loader)
@@ -172,13 +172,13 @@ def test_validation_is_the_same_for_all_seeds_and_batch_sizes(file: Path) -> Non
         ({"text": "body"}, ["no column 'body'", "--data.text"]),
     ],
 )
-def test_what_cannot_be_used_is_one_sentence(file: Path, options, expected) -> None:
+def test_bad_input_gives_one_sentence(file: Path, options, expected) -> None:
     with pytest.raises(BadInput) as error:
         opened(file, **options)
     assert all(part in str(error.value) for part in expected) and "\n" not in str(error.value)
 
 
-def test_a_checkpoint_of_another_tokenizer_is_refused(file: Path) -> None:
+def test_a_checkpoint_with_another_tokenizer_is_refused(file: Path) -> None:
     with pytest.raises(BadInput, match="another tokenizer"):
         opened(file).load_state_dict(opened(file, tokenizer_size=450).state_dict())
 

@@ -1,4 +1,4 @@
-"""T5Pretraining alone, and with the callback that exports what it has trained, under Lightning's own Trainer."""
+"""T5Pretraining under Lightning's own Trainer, without and with the callback that exports the trained network."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from recipes.t5_documentation.t5_pretraining import T5Pretraining
 
 @pytest.fixture
 def made(files_made: list[str]) -> tuple[T5Pretraining, SpanCorruption]:
-    """A small model with its data; its validation has batches of different sizes."""
+    """A small model and its data; the last validation batch is smaller than the others."""
     data = SpanCorruption(validation=0.3, tokenizer_size=400, input_length=16, batch_size=8, evaluation_batch_size=5)
     torch.manual_seed(0)
     return T5Pretraining(**SIZE, vocab_size=data.vocab_size, learning_rate=0.1), data
@@ -51,7 +51,7 @@ def test_the_trained_network_and_its_tokenizer_are_written_once_and_can_be_loade
     made: tuple[T5Pretraining, SpanCorruption], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    (run / ".model.killed" / "model").mkdir(parents=True)  # the remains of a training that was killed while it wrote
+    (run / ".model.killed" / "model").mkdir(parents=True)  # left behind by a process that was killed during the export
     model, data = made
     fit(model, data, run)
     assert [file.name for file in run.iterdir()] == ["model"]
@@ -64,28 +64,28 @@ def test_the_trained_network_and_its_tokenizer_are_written_once_and_can_be_loade
     tokenizer = pretrained.load_tokenizer(str(run / "model"))
     assert tokenizer("the red cat").input_ids == data.tokenizer("the red cat").input_ids
     before = model.network.shared.weight.detach().clone()
-    fit(model, data, run)  # a training that continues replaces it
+    fit(model, data, run)  # training again replaces the folder
     after = load_file(run / "model" / "model.safetensors")["shared.weight"]
     assert not torch.equal(after, before.bfloat16()) and torch.equal(after, model.network.shared.weight.bfloat16())
 
 
-def test_a_network_that_cannot_be_written_is_refused_before_the_training(
+def test_a_network_that_cannot_be_exported_is_refused_before_training(
     made: tuple[T5Pretraining, SpanCorruption], tmp_path: Path, idx_folder: Path
 ) -> None:
     from project.data.mnist import MNIST
 
     images = MNIST(source=str(idx_folder), validation_size=100)
     with pytest.raises(
-        BadInput, match=r"^the callback PretrainedModel cannot write MnistMLP: it needs a network of tra"
+        BadInput, match=r"^the callback PretrainedModel cannot export MnistMLP: it needs a transformers mod"
     ):
         fit(MnistMLP(), images, tmp_path)
 
 
-def test_a_folder_that_holds_something_else_is_not_replaced(
+def test_a_folder_with_other_contents_is_not_replaced(
     made: tuple[T5Pretraining, SpanCorruption], tmp_path: Path
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")
-    with pytest.raises(BadInput, match=r"would replace .*/model, which holds no model: move it elsewhere\.$"):
+    with pytest.raises(BadInput, match=r"would replace .*/model, which does not contain a model: move it elsewhere\.$"):
         fit(*made, tmp_path)
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"

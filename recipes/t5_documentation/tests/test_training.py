@@ -1,4 +1,4 @@
-"""The recipe's trainings through the real command: made data, exact resumption, and weights that the next stage reads."""
+"""The recipe's stages through the litlab command: creating the data, exact resume, weights for the next stage."""
 
 import json
 import random
@@ -9,7 +9,7 @@ import pytest
 import torch
 from exactness import differing
 from in_process import fit, logged, newest
-from interruption import EVERY_STEP, assert_continues_bit_for_bit
+from interruption import EVERY_STEP, INTERRUPTIONS, assert_continues_bit_for_bit
 from safetensors.torch import load_file
 
 from litlab.runs.directory import rows
@@ -26,7 +26,7 @@ PRETRAIN = (
 
 @pytest.fixture
 def documents(recipe: Path) -> str:
-    """Forty short texts of one's own."""
+    """The option that trains on a file of forty short texts."""
     source = random.Random(0)
     words = ["a", "the", "red", "old", "cat", "house", "river", "saw", "by"]
     lines = [" ".join(source.choices(words, k=9)) for _ in range(40)]
@@ -34,22 +34,21 @@ def documents(recipe: Path) -> str:
     return "--data.source=documents.csv"
 
 
-def test_a_pretraining_that_was_stopped_continues_bit_for_bit(documents: str, interrupter: Any) -> None:
+@INTERRUPTIONS
+def test_an_interrupted_pretraining_continues_bit_for_bit(documents: str, interrupter: Any, both: bool) -> None:
     hooks = ("on_before_optimizer_step", "on_validation_batch_end", "on_train_end")
-    assert_continues_bit_for_bit(interrupter, (*PRETRAIN, documents), hooks)
+    assert_continues_bit_for_bit(interrupter, (*PRETRAIN, documents), hooks, both)
     assert (newest().path / "model" / "config.json").exists()
 
 
-def test_the_same_command_gives_the_same_bits(litlab: Any, documents: str) -> None:
-    runs = []
-    for _ in range(2):
-        done = litlab("fit", *PRETRAIN, documents)
-        assert done.returncode == 0, done.stderr
-        runs.append(newest().path)
-    assert runs[0] != runs[1] and not differing(*runs)
+def test_the_same_command_gives_the_same_run_bit_for_bit(litlab: Any, documents: str) -> None:
+    here = fit(*PRETRAIN, documents)
+    done = litlab("fit", *PRETRAIN, documents)
+    assert done.returncode == 0, done.stderr
+    assert newest().path != here.path and not differing(here.path, newest().path)
 
 
-def test_one_command_makes_the_data_and_each_stage_reads_the_weights_of_the_one_before(files_made: list[str]) -> None:
+def test_each_stage_creates_its_data_and_starts_from_the_weights_of_the_stage_before(files_made: list[str]) -> None:
     pretrained = fit(*PRETRAIN).path / "model"
     assert files_made == ["texts.parquet"]
     options = ("--data.batch_size=8", "--trainer.max_epochs=1", "--data.validation=0.2", "--data.test=0.2", *PLAIN)
@@ -60,33 +59,50 @@ def test_one_command_makes_the_data_and_each_stage_reads_the_weights_of_the_one_
     assert files_made == ["texts.parquet", "gap_sentences.parquet", "pairs.parquet"]
 
 
-def test_two_processes_pretrain_like_one_and_the_weights_can_be_fine_tuned(litlab: Any, recipe: Path) -> None:
+@pytest.fixture
+def pretraining(recipe: Path) -> tuple[str, ...]:
+    """The options of a pre-training on a folder of short texts with summaries."""
     source, words = random.Random(0), ["red", "green", "blue", "cat", "dog", "house", "tree", "river", "film", "plot"]
     Path("reports").mkdir()
     for split, size in (("train", 150), ("validation", 30), ("test", 20)):
         texts = [" ".join(source.choices(words, k=source.randint(3, 12))) for _ in range(size)]
         lines = (json.dumps({"text": f"{text.capitalize()}. And more.", "summary": f"On {text}"}) for text in texts)
         Path(f"reports/{split}.jsonl").write_text("\n".join(lines) + "\n")
-    options = (
+    return (
         *("-c", f"{CONFIGS}/t5_pretrain.yaml", "--data.source=reports", "--data.validation=validation"),
         *("--data.tokenizer_size=400", "--data.input_length=16", "--data.batch_size=8", "--trainer.max_epochs=1"),
         *(*SIZES, *PLAIN),
     )
+
+
+def assert_weights_are_saved(run: Path) -> None:
+    """Check that the run learns, pads nothing, and saves the weights of its last checkpoint in half precision."""
+    assert {row.get("train/padding_share") for row in rows(run)} == {0, None}
+    losses = [row["train/loss"] for row in rows(run) if "train/loss" in row]
+    assert losses[-1] < losses[0] - 0.5
+    model = load_file(run / "model" / "model.safetensors")
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {tensor.dtype for tensor in model.values()} == {torch.bfloat16}
+    assert all(torch.equal(tensor, weights[f"network.{name}"].bfloat16()) for name, tensor in model.items())
+
+
+def test_pretrained_weights_can_be_fine_tuned(pretraining: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert_weights_are_saved(fit(*pretraining).path)
+    capsys.readouterr()
+    fit(
+        *("-c", "configs/experiment/t5_sum.yaml", "--data.source=reports", "--trainer.max_epochs=1", *PLAIN),
+        "--model.pretrained=runs/t5_pretrain/latest/model",
+    )
+    assert "training a tokenizer" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_like_one(litlab: Any, pretraining: tuple[str, ...]) -> None:
     losses = []
     for more in ((), ("-c", "configs/hardware/ddp.yaml", "--trainer.devices=2")):
-        done = litlab("fit", *options, *more)
+        done = litlab("fit", *pretraining, *more)
         assert done.returncode == 0, done.stderr
         run = newest()
         losses.append(logged(run, "train/loss"))
-        assert {row.get("train/padding_share") for row in rows(run.path)} == {0, None}
-        model = load_file(run.path / "model" / "model.safetensors")
-        weights = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        assert {tensor.dtype for tensor in model.values()} == {torch.bfloat16}
-        assert all(torch.equal(tensor, weights[f"network.{name}"].bfloat16()) for name, tensor in model.items())
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < losses[0][0] - 0.5
-    done = litlab(
-        *("fit", "-c", "configs/experiment/t5_sum.yaml", "--data.source=reports", "--trainer.max_epochs=1", *PLAIN),
-        "--model.pretrained=runs/t5_pretrain/latest/model",
-    )
-    assert done.returncode == 0, done.stderr
-    assert "training a tokenizer" not in done.stderr
+        assert_weights_are_saved(run.path)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -1,1 +1,1 @@
-"""The command line: commands, layers of settings, help and error messages."""
+"""The command line: commands, settings, help and error messages."""

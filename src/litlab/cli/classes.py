@@ -1,4 +1,4 @@
-"""Classes that a configuration names: importing them, reading their constructors, and which setting follows which."""
+"""Import the classes that a configuration names, read their constructor arguments, and link dependent settings."""
 
 import importlib
 import inspect
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def import_class(class_path: str) -> Any:
-    """The class of a dotted path, or None if there is none. Errors in the module itself are not caught: they are its author's."""
+    """Import the class of a dotted path; return None if there is none. Errors in its module are not caught."""
     module, _, name = class_path.rpartition(".")
     if not all(part.isidentifier() for part in (*module.split("."), name)):
         return None
@@ -15,16 +15,17 @@ def import_class(class_path: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             return None
-        raise  # the module is there, but imports what is not
+        raise  # the module exists, but one of its imports does not
     return found if callable(found) else None
 
 
 def parameters(function: Any) -> dict[str, Any]:
-    """The named parameters of a class or function and their defaults; those that **kwargs of a class passes on to the next are its too.
+    """Return the named parameters of a class or function and their defaults.
 
-    A function that is written in C may not tell them: then there are none.
+    If a constructor takes **kwargs, those of the next base class are included. A function written in C may have none.
     """
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    # a class: its constructor, then those of its base classes
     constructors = (
         [vars(kind)["__init__"] for kind in function.__mro__ if "__init__" in vars(kind)]
         if inspect.isclass(function)
@@ -34,31 +35,34 @@ def parameters(function: Any) -> dict[str, Any]:
     for part in constructors or [function]:
         try:
             signature = inspect.signature(part).parameters.values()
-        except ValueError:
+        except ValueError:  # a function written in C
             break
         own = {
-            one.name: one.default for one in signature if one.kind in kinds and (one.name != "self" or not constructors)
+            parameter.name: parameter.default
+            for parameter in signature
+            if parameter.kind in kinds and (parameter.name != "self" or not constructors)
         }
         found = {**own, **found}
-        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature):
+        # without **kwargs the next constructor gets no arguments from the user
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature):
             break
     return found
 
 
 def links(model: Any, data: Any) -> dict[str, str]:
-    """Settings that follow another one and cannot be set themselves, each with what it follows.
+    """Map each setting that is derived, and so cannot be set by the user, to the setting that it is derived from.
 
     Args:
-        model: the model's class, or None.
-        data: the data module's class, or None.
+        model: class of the model, or None.
+        data: class of the data module, or None.
     """
-    of_model, of_data = (parameters(owner) if owner else {} for owner in (model, data))
+    model_options, data_options = (parameters(owner) if owner else {} for owner in (model, data))
     found = {}
-    if "seed" in of_data:
+    if "seed" in data_options:
         found["data.seed"] = "seed_everything"
-    if "tokenizer" in of_data and "pretrained" in of_model:
+    if "tokenizer" in data_options and "pretrained" in model_options:
         found["data.tokenizer"] = "model.pretrained"
     for name in ("num_classes", "vocab_size"):
-        if name in of_model and hasattr(data, name):
+        if name in model_options and hasattr(data, name):
             found[f"model.{name}"] = f"data.{name}"
     return found

@@ -1,4 +1,4 @@
-"""The help of `litlab fit`: one line per option, with the docstring of the class that it belongs to."""
+"""The help of `litlab fit`: one line per option, from the docstring of the class that takes it."""
 
 import inspect
 from typing import Any
@@ -12,7 +12,15 @@ from litlab.errors import BadInput
 
 
 def fit_help(arguments: list[str], summary: str) -> str:
-    """The options of `litlab fit`, one line each; those of a model and its data if an experiment is given with -c."""
+    """Return the help text. It includes the options of the model and its data if -c names an experiment.
+
+    Args:
+        arguments: the command line after the command.
+        summary: what the command does.
+
+    Raises:
+        BadInput: if a class of the experiment cannot be imported.
+    """
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -20,13 +28,14 @@ def fit_help(arguments: list[str], summary: str) -> str:
     from litlab.training.guard import Guard
 
     shared = {"checkpoint": ModelCheckpoint, "last_checkpoint": LastCheckpoint, "guard": Guard, "trainer": Trainer}
+    # which class takes the options of each section, and the values in the files
     owners = {}
     values: dict[str, dict[str, Any]] = {part: {} for part in ("model", "data", *shared)}
     for file in config_files(arguments):
         content = yaml.safe_load(file.read_text())
-        for part, known in values.items():
+        for part, set_values in values.items():
             if isinstance(content.get(part), dict):
-                known.update(content[part].get("init_args") or content[part])
+                set_values.update(content[part].get("init_args") or content[part])
         for part in ("model", "data"):
             if isinstance(content.get(part), dict) and "class_path" in content[part]:
                 owners[part] = import_class(content[part]["class_path"])
@@ -34,18 +43,21 @@ def fit_help(arguments: list[str], summary: str) -> str:
                     raise BadInput(
                         f"{file}: {part}.class_path {content[part]['class_path']!r} is not a class that can be imported."
                     )
+    # the general options
     sections = [
         "litlab fit -c configs/experiment/<name>.yaml [-c overlay.yaml ...] [--key=value ...]",
         summary,
-        "Settings come from configs/base.yaml, then the -c files, then the options; the last one wins. The values below are what the\n"
-        "files set, and the defaults where they set nothing.",
+        "Settings come from configs/base.yaml, then the -c files, then the options; the last one wins. The values below are those\n"
+        "in the -c files, otherwise the defaults of the classes.",
         "general\n"
-        "  --seed_everything=0    seed of everything random; also fixes the order of the data\n"
-        "  --experiment=NAME      folder below runs/; default: the name of the first -c file\n"
-        "  --resume=auto|RUN      continue the newest unfinished run with these settings, or begin one; or continue RUN\n"
-        "  --fork=RUN             continue the state of RUN in a new run, with other settings if you like\n"
-        "  --init=RUN|FILE        begin a new run with the weights of RUN or of a checkpoint file",
+        "  --seed_everything=0    random seed; it also determines the order of the data\n"
+        "  --experiment=NAME      folder in runs/; default: the name of the first -c file\n"
+        "  --resume=auto|RUN      auto: continue the newest unfinished run with these settings, or start a new run;\n"
+        "                         RUN: continue that run\n"
+        "  --fork=RUN             continue from the state of RUN in a new run, whose settings may differ\n"
+        "  --init=RUN|FILE        start a new run with the weights of RUN or of a checkpoint file",
     ]
+    # the options of each class
     for part, owner in {**owners, **shared}.items():
         linked = {name.removeprefix(f"{part}.") for name in links(owners.get("model"), owners.get("data"))}
         lines = "\n".join(f"  --{part}.{line}" for line in option_lines(owner, linked, values[part]))
@@ -57,13 +69,13 @@ def fit_help(arguments: list[str], summary: str) -> str:
     return "\n\n".join(sections)
 
 
-def option_lines(owner: type, without: set[str], values: dict[str, Any]) -> list[str]:
-    """One line per argument of a class's constructor: name, value or default, and what the docstring says.
+def option_lines(owner: type, excluded: set[str], values: dict[str, Any]) -> list[str]:
+    """Return one line per constructor argument: name, value or default, and the first sentence of its docstring.
 
     Args:
         owner: the class.
-        without: arguments to leave out.
-        values: what is set, by name; lists and mappings are not shown.
+        excluded: names of arguments to leave out.
+        values: the values in the files, by name; for a list or a mapping the default is shown.
     """
     documents = [
         text
@@ -74,11 +86,11 @@ def option_lines(owner: type, without: set[str], values: dict[str, Any]) -> list
     described = {entry.arg_name: entry.description or "" for entry in entries}
     lines = []
     for name, default in parameters(owner).items():
-        if name in without:
+        if name in excluded:
             continue
         text = " ".join(described.get(name, "").replace("``", "").split()).split(". ")[0].removesuffix(".")
         if not isinstance(values.get(name), list | dict):
             default = values.get(name, default)
-        shown = "" if default is inspect.Parameter.empty else f" = {'null' if default is None else default}"
-        lines.append(f"{name + shown:<36} {text if len(text) <= 110 else text[:107] + '...'}")
+        value = "" if default is inspect.Parameter.empty else f" = {'null' if default is None else default}"
+        lines.append(f"{name + value:<36} {text if len(text) <= 110 else text[:107] + '...'}")
     return lines

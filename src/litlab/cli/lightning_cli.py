@@ -1,7 +1,7 @@
-"""From layers of YAML and a command line to a model, its data and a trainer: a thin LightningCLI.
+"""Build the model, its data and the trainer from YAML files and command-line options: a thin LightningCLI.
 
-At most three layers, later ones win: configs/base.yaml, the files named with -c (an experiment, then overlays), and
-the options on the command line. A run's own config.yaml is complete and needs no base.
+There are at most three layers, and later ones win: configs/base.yaml, the files named with -c (an experiment, then
+overlays), and the options on the command line. A run's own config.yaml is complete and needs no base.yaml.
 """
 
 import re
@@ -30,41 +30,45 @@ from litlab.training.build import Job, as_list, trainer_arguments, use_own_signa
 from litlab.training.checkpoints import BestCheckpoint, LastCheckpoint
 from litlab.training.guard import Guard
 
-# the trainer divides by these, whatever they are
+# the trainer divides by these without checking them
 POSITIVE = ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps", "val_check_interval")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes an enum as its value: some Lightning callbacks have one as a default."""
+    """A YAML dumper that writes an enum as its value: some Lightning callbacks have enums as defaults."""
 
 
 Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 def dump_yaml(content: Any) -> str:
-    """A configuration as YAML, as jsonargparse writes it, enums included."""
+    """Return a configuration as YAML in jsonargparse's format, with the values of enums."""
     return yaml.dump(content, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
 class Parser(LightningArgumentParser):
-    """Accepts no abbreviations and explains what it refuses in one sentence."""
+    """An argument parser that explains each error in one sentence."""
 
     settings: ClassVar[messages.Settings]
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise what jsonargparse would print."""
+        """Raise the error that jsonargparse would print.
+
+        Raises:
+            BadInput: always.
+        """
         options = [action.dest for action in self._actions]
         raise BadInput(messages.problem(message, self.settings, options)) from ex
 
 
 class LitlabCLI(LightningCLI):
-    """Parses the layers and instantiates model, data and trainer, with every file of the run in one directory.
+    """Parses the settings and instantiates model, data and trainer. All files of a run are in one directory.
 
     Args:
         arguments: the command line after the command: -c files and options.
-        run: the run directory to use; None plans a new one, or takes the one that is requested.
-        request: what to start from.
+        run: the run directory; None: the one that `request` names, or a new one.
+        request: the run or checkpoint to start from.
 
     Raises:
         BadInput: if a file, a setting or a run cannot be used.
@@ -78,7 +82,7 @@ class LitlabCLI(LightningCLI):
             arguments = ["-c", str(self.files[0]), *arguments]
         self.settings = messages.Settings(arguments, self.files)
         set_dumper("yaml", dump_yaml)
-        original, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns if it sees other arguments beside the ones given
+        original, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns if sys.argv has arguments too
         try:
             super().__init__(
                 LightningModule,
@@ -86,7 +90,7 @@ class LitlabCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=None,
-                # a class of its own, because jsonargparse makes further parsers of the same class for models and data
+                # a new class for each call, because jsonargparse creates parsers of this class for model and data too
                 parser_class=type("Parser", (Parser,), {"settings": self.settings}),
                 parser_kwargs={"allow_abbrev": False, "prog": "litlab fit"},
                 auto_configure_optimizers=False,
@@ -99,10 +103,10 @@ class LitlabCLI(LightningCLI):
             sys.argv = original
 
     def job(self, arguments: list[str]) -> Job:
-        """What the command is to do, for `litlab.training`.
+        """Return what `litlab.training` needs to train or evaluate.
 
         Args:
-            arguments: the command line, for the record.
+            arguments: the command line, for run.json.
         """
         return Job(
             model=self.model,
@@ -116,48 +120,57 @@ class LitlabCLI(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed; Lightning's own option also takes false, for no seed."""
-        parser.add_argument("--seed_everything", type=Seed, default=0, help="seed of everything random")
+        """Add the seed as an integer; Lightning's own option also accepts false for no seed."""
+        parser.add_argument("--seed_everything", type=Seed, default=0, help="random seed")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what Lightning's own options lack, and link what must not be said twice."""
+        """Add the options that Lightning lacks, and link the settings that are derived from others.
+
+        Raises:
+            BadInput: if a derived setting is set.
+        """
         parser.add_argument(
             "--experiment",
             type=str | None,
             default=None,
-            help="name of the folder below runs/; null: the first -c file's name",
+            help="folder in runs/; null: the name of the first -c file",
         )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Guard, "guard")
         classes = (import_class(self.settings.class_of(part) or "") for part in ("model", "data"))
         for target, source in links(*classes).items():
-            if place := self.settings.set_at(target):
-                followed = "the data" if source.startswith("data.") else source
-                raise BadInput(f"{place.text}: this follows {followed}; set that instead.")
-            # what data has is known when there is data
-            moment = "instantiate" if source.startswith("data.") else "parse"
+            if setting := self.settings.set_at(target):
+                if source.startswith("data."):
+                    raise BadInput(f"{setting.location}: this value is derived from the data; remove the setting.")
+                raise BadInput(f"{setting.location}: this value is derived from {source}; set {source} instead.")
+            # an attribute of the data module exists only after the module is instantiated
+            apply_on = "instantiate" if source.startswith("data.") else "parse"
             source = source.replace("model.", "model.init_args.")
-            parser.link_arguments(source, target.replace(".", ".init_args."), apply_on=moment)
+            parser.link_arguments(source, target.replace(".", ".init_args."), apply_on=apply_on)
 
     def before_instantiate_classes(self) -> None:
-        """Settle what depends on the machine, so that config.yaml says what was used, and where the run starts."""
+        """Check the values, choose the precision, which config.yaml records, and decide where training starts.
+
+        Raises:
+            BadInput: if a value or the requested start cannot be used.
+        """
         self._refuse_null()
         self._check_numbers_and_names()
         self.device = precision.device_type(self.config.trainer.accelerator)
-        first = getattr(rank_zero_only, "rank", 0) == 0
+        is_rank_zero = getattr(rank_zero_only, "rank", 0) == 0
         if self.config.trainer.precision is None:
             self.config.trainer.precision, reason = precision.choose_precision(self.device)
-            if first:
+            if is_rank_zero:
                 print(f"precision  {self.config.trainer.precision}: {reason}", file=sys.stderr)
         run = self._given_run or RunDirectory.plan(runs_folder(self.files), self.config.experiment)
         self.start = ranks.inherited_start() or Start(run)
-        if not self._given_run and first:
+        if not self._given_run and is_rank_zero:
             self.start = choose_start(self._request, self.config_yaml(), run)
         self.run = self.start.run
 
     def _refuse_null(self) -> None:
-        """Check the values that are null too: jsonargparse takes them for values that were not given, and lets them pass."""
+        """Validate null values too: jsonargparse treats them as not set and does not check them."""
         set_parsing_settings(unset_sentinel=True)
         try:
             self.parser.validate(self.config)
@@ -167,55 +180,64 @@ class LitlabCLI(LightningCLI):
             set_parsing_settings(unset_sentinel=False)
 
     def _check_numbers_and_names(self) -> None:
-        """Refuse what Lightning would fail on later, or would write to the wrong place."""
+        """Refuse values that make Lightning fail later or write to the wrong folder."""
+        # numbers and paths of the trainer
         for name in POSITIVE:
             value = self.config.trainer[name]
             if isinstance(value, int | float) and value <= 0:
-                place = self.settings.find(f"trainer.{name}").text
-                raise BadInput(f"{place}: {value} is not accepted, expected a number greater than 0.")
+                location = self.settings.find(f"trainer.{name}").location
+                raise BadInput(f"{location}: {value} is not accepted, expected a number greater than 0.")
         if self.config.trainer.default_root_dir is not None:
-            place = self.settings.find("trainer.default_root_dir").text
-            raise BadInput(f"{place}: this is the run directory, below runs/; set LITLAB_RUNS to have runs elsewhere.")
+            location = self.settings.find("trainer.default_root_dir").location
+            raise BadInput(
+                f"{location}: litlab sets this to the run directory; set LITLAB_RUNS to store runs in another folder."
+            )
+        # the experiment, which names a folder
         if self.config.experiment is None:
             own_files = [file for file in self.files if file.name != "base.yaml"]
             self.config.experiment = own_files[0].stem if own_files else "unnamed"
         if not re.fullmatch(r"\w[\w.-]{0,99}", self.config.experiment):
             raise BadInput(
-                f"experiment {self.config.experiment!r:.120} names a folder: use letters, digits, '_', '-' and '.' only, at most 100; "
-                "--experiment=... sets it, the name of the first -c file is the default."
+                f"experiment {self.config.experiment!r:.120} is not a valid folder name: use letters, digits, '_', '-' and '.' only, at "
+                "most 100 characters; set it with --experiment=..., the default is the name of the first -c file."
             )
         if self.config.experiment == "latest":
-            raise BadInput("experiment 'latest' is the name of the link to the newest run: choose another.")
+            raise BadInput("experiment 'latest' is the name of the link to the newest run: choose another name.")
+        # the names of several checkpoints must differ
         if self.config.checkpoint.save_top_k not in (0, 1) and "{" not in (self.config.checkpoint.filename or "{"):
             raise BadInput(
-                f"checkpoint.save_top_k is {self.config.checkpoint.save_top_k}, but checkpoint.filename gives all of them one "
+                f"checkpoint.save_top_k is {self.config.checkpoint.save_top_k}, but checkpoint.filename gives all of them the same "
                 "name: use --checkpoint.filename='{epoch}-{step}'."
             )
 
     def config_yaml(self) -> str:
-        """The whole configuration, without secrets and without anything that belongs to one run only."""
+        """Return the whole configuration as YAML, without secrets and without values that are specific to this run."""
         return redact(self.parser.dump(self.config, skip_unset=False), assignments=False)
 
     def instantiate_classes(self) -> None:
-        """Instantiate with loggers that write to the run directory, which stays out of the configuration."""
-        stated = self.config
-        self.config = stated.clone()
+        """Instantiate with loggers that write to the run directory, whose path stays out of config.yaml."""
+        recorded = self.config
+        self.config = recorded.clone()
         for logger in as_list(self.config.trainer.logger):
             if "save_dir" in (getattr(logger, "init_args", None) or {}):
                 logger.init_args.save_dir = str(self.run.path)
         try:
             super().instantiate_classes()
-        except ValueError as error:  # jsonargparse's, behind which what a constructor has raised is hidden
+        except ValueError as error:  # jsonargparse raises it for any error in a constructor
             cause = error.__cause__
             while cause and not isinstance(cause, BadInput):
                 cause = cause.__cause__
             if cause:
                 raise cause from None
             raise
-        self.config = stated
+        self.config = recorded
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has, whatever its YAML says."""
+        """Add the arguments that every run needs, and answer SIGTERM in litlab instead of Lightning.
+
+        Raises:
+            BadInput: if Lightning refuses the arguments.
+        """
         try:
             trainer = super().instantiate_trainer(
                 **trainer_arguments(self.config_init.trainer, self.run.path), **kwargs

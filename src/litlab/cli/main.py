@@ -1,6 +1,6 @@
-"""The front door: one table of commands, and an exit status that says how it ended.
+"""The entry point: a table of commands, and the exit status.
 
-Nothing heavy is imported before a command is chosen, so that `litlab --help` answers at once.
+Heavy packages are imported only when a command needs them, so that `litlab --help` is fast.
 """
 
 import difflib
@@ -15,15 +15,15 @@ COMMANDS = {
         "litlab.cli.commands",
         "train: litlab fit -c configs/experiment/mnist_mlp.yaml [--model.learning_rate=3e-3 ...]",
     ),
-    "eval": ("litlab.cli.commands", "score a finished run: litlab eval latest [--split=test]"),
+    "eval": ("litlab.cli.commands", "evaluate a run: litlab eval latest [--split=test]"),
 }
 EXIT_CODES = "exit status: 0 done, 2 bad input, 3 stopped by a guard, 75 interrupted and resumable"
 
 
 def usage() -> str:
-    """The table of commands."""
+    """Return the table of commands."""
     table = "\n".join(f"  {name:<6} {summary}" for name, (_, summary) in COMMANDS.items())
-    return f"litlab {litlab.__version__}\n\n{table}\n\nlitlab <command> --help says more; {EXIT_CODES}"
+    return f"litlab {litlab.__version__}\n\n{table}\n\nlitlab <command> --help lists its options; {EXIT_CODES}"
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Run one command.
+    """Run one command and return its exit status.
 
     Raises:
         BadInput: if there is no such command, or if the command cannot use its arguments.
@@ -56,7 +56,7 @@ def run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise BadInput(
-            f"there is no command {command!r}{f', did you mean {near[0]!r}' if near else ''}; commands are {', '.join(COMMANDS)}."
+            f"there is no command {command!r}{f'; did you mean {near[0]!r}' if near else ''}; commands are {', '.join(COMMANDS)}."
         )
     module = importlib.import_module(COMMANDS[command][0])
     return getattr(module, f"{command}_command")(arguments)

@@ -1,4 +1,4 @@
-"""Where settings, runs and the project lie. Known before anything heavy is imported, so that a wrong name is answered at once."""
+"""Find configuration files, runs and the project, without heavy imports, to report a wrong name at once."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,12 @@ STARTS = ("resume", "fork", "init")
 
 
 def take_request(arguments: list[str]) -> tuple[Request, list[str]]:
-    """Split --resume, --fork and --init off the other arguments.
+    """Separate --resume, --fork and --init from the other arguments.
 
     Raises:
-        BadInput: if a value is missing, or two exclude each other.
+        BadInput: if a value is missing, or two options exclude each other.
     """
+    # collect the three options
     found: dict[str, str] = {}
     rest, words = [], iter(arguments)
     for word in words:
@@ -29,17 +30,18 @@ def take_request(arguments: list[str]) -> tuple[Request, list[str]]:
                 f"--{name} needs a run: latest, an experiment, a run id or a path{', or auto' * (name == 'resume')}."
             )
         found[name] = value
+    # they must name one run
     request = Request(**found)
     if (request.fork and request.init) or (request.source and request.resume not in (None, "auto", request.source)):
-        raise BadInput("--resume RUN, --fork and --init exclude each other: each names another run to start from.")
+        raise BadInput("--resume RUN, --fork and --init exclude each other: name one run to start from.")
     return request, rest
 
 
 def config_files(arguments: list[str]) -> list[Path]:
-    """The files named with -c or --config, in their order.
+    """Return the files named with -c or --config, in order.
 
     Raises:
-        BadInput: if -c is the last word.
+        BadInput: if -c is the last argument.
     """
     files = []
     for position, argument in enumerate(arguments):
@@ -53,13 +55,13 @@ def config_files(arguments: list[str]) -> list[Path]:
 
 
 def find_project(files: list[Path]) -> Path | None:
-    """The nearest folder with configs/base.yaml, upwards from the first configuration file, else from the current folder.
+    """Return the project: the nearest folder with configs/base.yaml, otherwise with configs/; None if there is none.
 
-    Without a base.yaml it is the nearest with configs/, where base.yaml is missing; None if there is none either.
+    The search goes up from the folder of the first configuration file, then from the current folder.
     """
-    # not with pathlib's methods, which raise for a name that is too long or a link to itself
+    # os.path instead of pathlib, which raises for a name that is too long and for a link to itself
     for start in [*(Path(os.path.realpath(file)).parent for file in files[:1]), Path.cwd()]:
-        for marker in ("configs/base.yaml", "configs"):  # in this order: a recipe has configs/ of its own
+        for marker in ("configs/base.yaml", "configs"):  # base.yaml first: a recipe has its own configs/
             for folder in (start, *start.parents):
                 if os.path.exists(folder / marker):
                     return folder
@@ -67,7 +69,7 @@ def find_project(files: list[Path]) -> Path | None:
 
 
 def project_root(files: list[Path]) -> Path:
-    """The folder of the project.
+    """Return the folder of the project.
 
     Raises:
         BadInput: if there is none.
@@ -78,7 +80,7 @@ def project_root(files: list[Path]) -> Path:
 
 
 def base_file(files: list[Path]) -> Path:
-    """configs/base.yaml of the project.
+    """Return configs/base.yaml of the project.
 
     Raises:
         BadInput: if it is missing.
@@ -86,18 +88,18 @@ def base_file(files: list[Path]) -> Path:
     base = project_root(files) / "configs" / "base.yaml"
     if not base.is_file():
         raise BadInput(
-            f"{base} is missing: every experiment builds on it; git checkout -- configs/base.yaml brings it back."
+            f"{base} is missing: every experiment builds on it; restore it with git checkout -- configs/base.yaml."
         )
     return base
 
 
 def all_files(arguments: list[str]) -> list[Path]:
-    """The files that the settings come from, in their order: base.yaml, then those named with -c.
+    """Return all configuration files, in order: base.yaml, then those named with -c.
 
-    A run's own config.yaml is complete and needs no base.
+    A run's own config.yaml is complete and needs no base.yaml.
 
     Raises:
-        BadInput: if one is missing or is not settings.
+        BadInput: if one is missing or does not hold settings.
     """
     files = config_files(arguments)
     if not files or not os.path.isfile(files[0].parent / "run.json"):
@@ -107,17 +109,17 @@ def all_files(arguments: list[str]) -> list[Path]:
 
 
 def runs_folder(files: list[Path]) -> Path:
-    """Where runs are kept: $LITLAB_RUNS, or runs/ in the project."""
+    """Return the folder of all runs: $LITLAB_RUNS, or runs/ in the project."""
     if folder := os.environ.get("LITLAB_RUNS"):
         return Path(os.path.realpath(os.path.expanduser(folder)))
     return project_root(files) / "runs"
 
 
 def check(files: list[Path]) -> None:
-    """Refuse files that are missing or not settings.
+    """Check that all files exist and hold settings.
 
     Raises:
-        BadInput: if there is one.
+        BadInput: if one does not.
     """
     for file in files:
         if problem := file_problem(file):

@@ -30,7 +30,7 @@ Measure = Callable[[np.ndarray], float]
 
 # batches that are sorted by length together: with 32 examples each, hardly any text needs padding
 LENGTH_SORT_WINDOW = 50
-# batches of such a window that are then sorted by target length: fewer pad targets more, more pad texts more
+# batches of such a window that are then sorted by target length: smaller pads targets more, larger pads texts more
 TARGET_SORT_WINDOW = 5
 
 
@@ -40,7 +40,7 @@ def shuffled(size: int, batch_size: int, seed: int) -> Plan:
     Args:
         size: number of examples.
         batch_size: examples per optimizer step, over all ranks and micro-batches.
-        seed: together with the epoch it fixes the order.
+        seed: seed of the order, together with the epoch.
     """
 
     def plan(epoch: int) -> list[np.ndarray]:
@@ -51,7 +51,7 @@ def shuffled(size: int, batch_size: int, seed: int) -> Plan:
 
 
 def by_length(lengths: np.ndarray, batch_size: int, seed: int, target_lengths: np.ndarray | None = None) -> Plan:
-    """Plan epochs whose batches hold texts of similar length, so that little is padded; the order of batches is random.
+    """Plan epochs whose batches hold texts of similar length, so that little padding is needed; the order of batches is random.
 
     A new random order is cut into windows of 50 batches, each window is sorted by length and cut into batches, and these
     are shuffled: neighbours in time do not resemble each other in length, which would make the loss swing. With targets,
@@ -60,7 +60,7 @@ def by_length(lengths: np.ndarray, batch_size: int, seed: int, target_lengths: n
     Args:
         lengths: length of each example in tokens, (examples,).
         batch_size: examples per optimizer step, over all ranks and micro-batches.
-        seed: together with the epoch it fixes the order.
+        seed: seed of the order, together with the epoch.
         target_lengths: length of each target in tokens, (examples,); None: sort by the texts alone.
     """
     lengths = _in_smallest_type(lengths)
@@ -85,7 +85,7 @@ def by_length(lengths: np.ndarray, batch_size: int, seed: int, target_lengths: n
 
 
 def _in_smallest_type(values: np.ndarray) -> np.ndarray:
-    """The same numbers in their smallest type, which numpy sorts faster."""
+    """The same numbers in their smallest type, which NumPy sorts faster."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
@@ -102,9 +102,9 @@ class TrainingBatches:
     end of an epoch it yields nothing until `set_epoch`.
 
     Args:
-        fetch: makes a batch from indices.
+        fetch: function from indices to a batch.
         plan: the global batches of an epoch.
-        rank: number of this process, from 0.
+        rank: rank of this process, from 0.
         world_size: number of ranks.
         accumulation: micro-batches per optimizer step.
         measure: counts the size of a batch: its examples, unless the loss is a mean over tokens.
@@ -137,9 +137,9 @@ class TrainingBatches:
 
         Args:
             trainer: the data module's; None for one process without a trainer.
-            fetch: as above.
-            plan: as above.
-            measure: as above.
+            fetch: function from indices to a batch.
+            plan: the global batches of an epoch.
+            measure: counts the size of a batch: examples, or target tokens.
         """
         if trainer is None:
             return cls(fetch, plan, measure=measure)
@@ -187,13 +187,13 @@ class TrainingBatches:
 
 
 class EvaluationBatches:
-    """One rank's share of a split: across ranks each example comes exactly once, and all ranks make as many steps.
+    """One rank's share of a split: across ranks, each example comes exactly once, and all ranks make the same number of steps.
 
     Args:
-        fetch: makes a batch from indices.
-        order: indices of the examples, (examples,), in the order in which to visit them.
-        batch_size: examples per rank and step, nearly; a split with hardly more examples than ranks can need more.
-        rank: number of this process, from 0.
+        fetch: function from indices to a batch.
+        order: indices of the examples, (examples,), in the order of evaluation.
+        batch_size: examples per rank and step, approximately.
+        rank: rank of this process, from 0.
         world_size: number of ranks.
 
     Raises:
@@ -205,7 +205,7 @@ class EvaluationBatches:
             raise BadInput(
                 f"a split of {len(order)} examples cannot be evaluated by {world_size} processes: use fewer devices."
             )
-        # nearly equal parts, so that none is empty and sharded models, which step together, never wait for each other
+        # nearly equal parts, none empty: ranks of a sharded model step together, and would otherwise wait forever
         steps = max(1, min(math.ceil(len(order) / (batch_size * world_size)), len(order) // world_size))
         self._fetch = fetch
         self._parts = np.array_split(order, steps * world_size)[rank::world_size]
@@ -218,9 +218,9 @@ class EvaluationBatches:
 
         Args:
             trainer: the data module's; None for one process without a trainer.
-            fetch: as above.
-            order: as above.
-            batch_size: as above.
+            fetch: function from indices to a batch.
+            order: indices of the examples, in the order of evaluation.
+            batch_size: examples per rank and step.
         """
         if trainer is None:
             return cls(fetch, order, batch_size)
@@ -239,7 +239,7 @@ class Ragged:
 
     Args:
         values: all sequences, (sum of lengths,).
-        offsets: where each begins, and the end of the last, (sequences + 1,).
+        offsets: start of each sequence and end of the last, (sequences + 1,).
     """
 
     def __init__(self, values: np.ndarray, offsets: np.ndarray) -> None:
@@ -252,7 +252,7 @@ class Ragged:
         """The sequences of some rows, padded to one length.
 
         Args:
-            rows: numbers of the sequences, (batch,).
+            rows: indices of the sequences, (batch,).
             fill: the padding value.
             multiple: the length is that of the longest row, rounded up to a multiple of this, but at most that of the
                 longest sequence of all: a model may have no positions beyond it.
@@ -270,12 +270,12 @@ class Ragged:
         return torch.from_numpy(batch), torch.from_numpy(real)
 
     def texts(self, rows: np.ndarray) -> list[str]:
-        """The sequences of some rows, which are UTF-8 bytes, as strings."""
+        """The sequences of some rows, decoded from UTF-8, as strings."""
         return [bytes(self.values[self.starts[row] : self.starts[row] + self.lengths[row]]).decode() for row in rows]
 
 
 class Split:
-    """The columns of one split in a cache folder, mapped into memory: they stay usable if the cache is deleted meanwhile.
+    """The columns of one split in a cache folder, memory-mapped: they stay usable if the cache is deleted.
 
     Args:
         folder: the cache folder of the split; a file's suffix is the type of its numbers.

@@ -39,10 +39,10 @@ class Table:
     """One split that has not been read yet.
 
     Args:
-        name: how messages name it.
-        rows: its rows.
-        class_names: column -> names of its integer labels, in their order, where the source knows them.
-        skip_unusable: leave out and count rows without text instead of refusing them, as the user cannot edit the source.
+        name: name in messages.
+        rows: function from column names to rows.
+        class_names: for each column, the names of its integer labels in their order, if the source has them.
+        skip_unusable: skip and count rows without text instead of refusing them: the user cannot edit the source.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Source:
 
     Args:
         name: as the user wrote it.
-        key: changes when the content does.
-        open: gives its splits by name.
+        key: identifies the content.
+        open: function that returns the splits by name.
     """
 
     name: str
@@ -72,10 +72,10 @@ def open_source(
     """Find a data set.
 
     Args:
-        name: a name of `known`; a .jsonl, .csv or .parquet file; a folder with train and perhaps validation and test in one
-            of these formats; or a Hub id, with @revision or without.
-        configuration: name of the configuration of a Hub data set that has several.
-        known: the data sets that the caller knows by name: name -> function that gives the source.
+        name: a name in `known`; a .csv, .jsonl or .parquet file; a folder with train and optionally validation and test
+            files; or a Hub id, optionally with @revision.
+        configuration: configuration of a Hub data set that has several.
+        known: for each name of a packaged data set, a function that returns its source.
 
     Raises:
         BadInput: if there is no such data set.
@@ -91,11 +91,11 @@ def open_source(
             raise BadInput(
                 f"{path}: data.source takes files that end in .jsonl, .csv or .parquet, not in {path.suffix!r:.50}."
             )
-    catalog = f"a name of the catalog ({', '.join(known)})" if known else ""
+    catalog = f"a packaged data set ({', '.join(known)})" if known else ""
     if not hub.is_id(name) or name.startswith((".", "/", "~")):
         choices = ["a .jsonl, .csv or .parquet file", "a folder with one file per split"]
         choices += ["a Hub id", f"or {catalog}"] if catalog else ["or a Hub id"]
-        raise BadInput(f"data.source is {name!r:.200}: there is no such file; {', '.join(choices)} is right.")
+        raise BadInput(f"data.source is {name!r:.200}: there is no such file; use {', '.join(choices)}.")
     return _from_hub(name, configuration, instead=f"use {catalog} or a local file" if catalog else "use a local file")
 
 
@@ -120,7 +120,7 @@ def _from_files(path: Path) -> Source:
             digest.update(f"{split}{file.suffix} {sha256_of(file)}\n".encode())
         except OSError as error:
             raise BadInput(
-                f"{file} cannot be read ({error.strerror}): data.source must name a file that can."
+                f"{file} cannot be read ({error.strerror}): data.source must name a readable file."
             ) from error
     readers = {".jsonl": jsonl_reader, ".csv": csv_reader, ".parquet": parquet_reader}
     tables = {split: Table(str(file), readers[file.suffix](file)) for split, file in files.items()}
@@ -135,14 +135,14 @@ def _from_hub(name: str, configuration: str | None, instead: str) -> Source:
             pass
 
     def tables() -> dict[str, Table]:
-        import datasets  # takes a second, and most runs never need it
+        import datasets  # takes a second; most runs do not need it
 
         with hub.access("dataset", f"{repository}@{commit}", instead):
             builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
             if hub.is_commit(commit) and hub.is_commit(builder.hash) and builder.hash != commit:
                 # without a network the client takes any revision that is in its cache
                 raise BadInput(
-                    f"the Hub's cache has {repository} at {builder.hash}, not at {commit}: fetch that one once online."
+                    f"the Hub's cache has {repository} at {builder.hash}, not at {commit}: download it once online."
                 )
             builder.download_and_prepare()
             splits = builder.as_dataset()
@@ -163,14 +163,14 @@ def csv_reader(path: Path) -> Reader:
     """Read a CSV file whose first line names the columns; values are strings."""
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
-        limit = csv.field_size_limit(LONGEST_CSV_FIELD)  # of the whole process, and so put back at the end
+        limit = csv.field_size_limit(LONGEST_CSV_FIELD)  # a process-wide limit: restored at the end
         number = 0
         try:
             # the header
             reader = csv.reader(_lines(path), strict=True)
             header = next(reader, [])
             if not header:
-                raise BadInput(f"{path} is empty: a first line with the names of the columns is right.")
+                raise BadInput(f"{path} is empty: the first line must name the columns.")
             if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
                 raise BadInput(f"{path}: its first line is {header[0]!r:.80}; columns must be separated by commas.")
             _refuse_duplicates(path, header)
@@ -207,10 +207,10 @@ def jsonl_reader(path: Path) -> Reader:
             try:
                 content = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise BadInput(f"{path}, row {number} is not JSON ({error}): one object per line is right.") from error
+                raise BadInput(f"{path}, row {number} is not JSON ({error}): write one object per line.") from error
             if not isinstance(content, dict):
                 raise BadInput(
-                    f'{path}, row {number} is not an object: a line like {{"{columns[0]}": "...", ...}} is right.'
+                    f'{path}, row {number} is not an object: write lines like {{"{columns[0]}": "...", ...}}.'
                 )
             if number == 1:
                 require_columns(columns, list(content))
@@ -241,7 +241,7 @@ def parquet_reader(path: Path) -> Reader:
 
 
 def arrow_reader(table: pyarrow.Table) -> Reader:
-    """Read a table that is in memory."""
+    """Read a table in memory."""
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         require_columns(columns, table.column_names)
@@ -259,7 +259,7 @@ def _hub_reader(data: Any) -> Reader:
 
 
 def require_columns(columns: Sequence[str], existing: list[str]) -> None:
-    """Check the names of the columns that are to be read.
+    """Check that the columns to read exist once.
 
     Raises:
         MissingColumn: if one does not exist.

@@ -16,7 +16,7 @@ from litlab.data.readers import CHUNK, MissingColumn, Row, Source, Table
 from litlab.errors import BadInput
 from litlab.progress import progress
 
-ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}  # usual names of the splits
+ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}  # common names of the splits
 HELD_OUT = 0.1  # fraction of train, where a split is missing
 SplitChoice = Annotated[float, Field(gt=0, lt=1)] | str | None
 """A split's name, a fraction to hold out from train, or None for the source's own split or a tenth of train."""
@@ -91,19 +91,21 @@ def read(table: Table, texts: dict[str, str], label: tuple[str, str] | None = No
         raise BadInput(
             f"{table.name} has no column {missing!r:.50}: it has {quoted(existing) or 'none'}; name yours with --{option}=..."
         ) from None
-    # what was left out
+    # rows that were skipped
     numbers = np.concatenate([np.zeros(0, np.int64), *ids])
     dropped = number - len(numbers)
     if not len(numbers):
-        raise BadInput(f"{table.name} has no rows{' with text' if dropped else ''}: nothing to learn from or to score.")
+        raise BadInput(
+            f"{table.name} has no rows{' with text' if dropped else ''}: nothing to train on or to evaluate."
+        )
     if dropped:
-        print(f"{table.name}: {dropped} of {number} rows have no text and are left out", file=sys.stderr)
+        print(f"{table.name}: {dropped} of {number} rows have no text and are skipped", file=sys.stderr)
     chunked = [pyarrow.chunked_array(parts, pyarrow.large_string()) for parts in arrays]
     return Rows(table.name, numbers, chunked, labels, table.class_names.get(columns[-1]))
 
 
 def quoted(values: Sequence[Any], limit: int = 8) -> str:
-    """The first values, shortened, for a message: a file can have a thousand columns, and values of any length."""
+    """The first values, shortened, for a message: a file can have many columns and long values."""
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
     return ", ".join(f"{value!r:.50}" for value in values[:limit]) + more
 
@@ -117,10 +119,10 @@ def problem_of(column: str, text: Any) -> str | None:
             text.encode()
             return None
         except UnicodeEncodeError:
-            return f"column {column!r} holds half a surrogate pair, which is not a character; remove it"
+            return f"column {column!r} contains half a surrogate pair, which is not a character; remove it"
     if text is None or isinstance(text, str):
         return f"column {column!r} is empty; fill it in or delete the row"
-    return f"column {column!r} holds {text!r:.50}, which is not a text; put it between quotes"
+    return f"column {column!r} holds {text!r:.50}, which is not a string; put it between quotes"
 
 
 def _blocks(rows: Iterator[Row]) -> Generator[list[Row]]:
@@ -173,7 +175,7 @@ def hold_out(texts: Sequence[pyarrow.ChunkedArray], strata: Sequence[Any], share
     Returns:
         The positions of the rows of each part, then those of the rest, each (rows,).
     """
-    # group: which of the different texts each row has, (rows,)
+    # group: the index of each row's text among the different texts, (rows,)
     digests, group = np.unique(hashes(texts), return_inverse=True)
     numbers = {value: number for number, value in enumerate(sorted(set(strata), key=repr))}
     # a text's stratum is the first of its rows' strata, since equal texts can differ in class
@@ -274,8 +276,8 @@ def describe(name: str, meta: dict[str, Any]) -> str:
         more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
         lines.append(f"classes    {', '.join(classes[:8])}{more}")
     for column, facts in meta["columns"].items():
-        cut = f"{facts['cut']:,} cut to" if facts["cut"] else "none above"
+        cut = f"{facts['cut']:,} truncated to" if facts["cut"] else "none above"
         lines.append(f"tokens     {facts['mean']:.1f} per {column}, {cut} {facts['limit']}")
     if meta["overlap"]:
-        lines.append(f"attention  {meta['overlap']:,} rows of train have a text that is in validation or test too")
+        lines.append(f"attention  {meta['overlap']:,} rows of train have a text that is also in validation or test")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Texts are tokenized once and cached as flat arrays on disk, which `batches.Split` maps into memory.
+"""Texts are tokenized once and cached as flat arrays on disk; `batches.Split` memory-maps them.
 
 A column of sequences of different lengths is two files: all values one after the other, and the offsets at which each
 sequence begins. This module runs before training; no step of a training calls it.
@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from litlab.files import build_once, cache_folder, sha256_of
 from litlab.progress import progress
 
-FORMAT = 2  # increase it when files or their meaning change: older caches are then ignored
+FORMAT = 2  # increase when files or their meaning change: older caches are then ignored
 CHUNK = 2**18  # bytes of text that are tokenized at a time, on all cores; their tokens take about 40 times as many
 
 Item = TypeVar("Item")
@@ -71,7 +71,7 @@ class SplitWriter:
 
 
 def cached(ingredients: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """The cache folder that belongs to `ingredients`; one process builds it if it is missing, while others wait.
+    """The cache folder of `ingredients`; one process builds it if it is missing, while others wait.
 
     Args:
         ingredients: everything that the content depends on, as plain values; their hash names the folder.
@@ -178,7 +178,7 @@ def tokenize(
         name: of the column.
         tokenizer: a fast one; it adds its special tokens.
         texts: one column of texts, or two for pairs.
-        max_length: most tokens of an example; longer ones are cut, the longer text of a pair first.
+        max_length: most tokens of an example; longer ones are truncated, the longer text of a pair first.
         doing: label of the progress bar.
 
     Returns:

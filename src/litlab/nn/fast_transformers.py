@@ -1,4 +1,4 @@
-"""Faster parts for the networks of `transformers`: up to rounding and the choice of random numbers they compute the same.
+"""Faster modules for networks of `transformers`, equal up to rounding and the choice of random numbers.
 
 benchmarks/LOG.md has the gain of each. Second derivatives and torch.func need the network as transformers makes it.
 """
@@ -28,16 +28,16 @@ ATTENTION = "litlab"
 
 
 def speed_up(network: PreTrainedModel) -> None:
-    """Exchange parts of a network for faster ones; what it has no faster part for stays.
+    """Replace modules of a network by faster ones, where there are any.
 
     Args:
-        network: of any kind. Names and weights do not change.
+        network: any network of transformers. Names and weights do not change.
     """
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if type(child) is NewGELUActivation:  # the same function as eight operations
+            if type(child) is NewGELUActivation:  # the same function, but eight operations
                 setattr(parent, name, nn.GELU(approximate="tanh").train(child.training))
         if isinstance(parent, BertSelfAttention):
             parent.register_forward_pre_hook(_cast_once)
@@ -57,7 +57,7 @@ def _cast_once(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _product_dtype(input: Tensor) -> torch.dtype:
-    """The type to which a matrix product would cast its input."""
+    """The dtype to which a matrix product casts its input."""
     device = input.device.type
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if casts else input.dtype
@@ -66,7 +66,7 @@ def _product_dtype(input: Tensor) -> torch.dtype:
 class Dropout(nn.Dropout):
     """Dropout that draws 16 random bits per element on a CPU, where torch draws an integer.
 
-    The probability is rounded to 1/65,536, and what is kept is scaled by the rounded one. Elsewhere it is torch's own.
+    The probability is rounded to 1/65,536, and kept elements are scaled accordingly. On other devices it is torch's own dropout.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class _Drop(torch.autograd.Function):
 
 
 class Norm(T5LayerNorm):
-    """T5's normalization, in the type of the matrix products that follow; on a CPU forward and backward are one operation each."""
+    """T5's normalization, in the dtype of the following matrix products; on a CPU, forward and backward are one operation each."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Scale each vector, (..., width), to a mean square of 1, then by the weights."""
@@ -140,7 +140,7 @@ class _Normalize(torch.autograd.Function):
 
 
 class FeedForward(T5DenseActDense):
-    """T5's, without a cast to the weights' type and back."""
+    """T5's feed-forward layer, without a cast to the weights' dtype and back."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Shape in and out: (batch, length, width)."""
@@ -148,7 +148,7 @@ class FeedForward(T5DenseActDense):
 
 
 class GatedFeedForward(T5DenseGatedActDense):
-    """That of T5 1.1, without a cast to the weights' type and back."""
+    """The feed-forward layer of T5 1.1, without a cast to the weights' dtype and back."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Shape in and out: (batch, length, width)."""
@@ -179,17 +179,17 @@ def _attention(
     """Attention of BERT and T5, as `transformers` calls it.
 
     Args:
-        module: the layer that asks.
-        query: (batch, heads, length, width of a head).
-        key: (batch, heads, other length, width of a head), as `value`.
-        value: what is averaged.
-        mask: true where attention is allowed, (batch, 1, length, other length); None: everywhere, or up to itself.
-        dropout: of the attention weights.
-        scaling: of the scores; None: one over the root of the width.
-        position_bias: of a T5, added to the scores, (1, heads, length, other length).
-        cu_seqlens: of a packed batch, where texts begin and end; `dropout` does not apply there.
-        longest: most tokens of a text of a packed batch.
-        unused: what other kinds of attention take.
+        module: the attention layer.
+        query: (batch, heads, length, head width).
+        key: (batch, heads, other length, head width).
+        value: (batch, heads, other length, head width).
+        mask: true where attention is allowed, (batch, 1, length, other length); None: everywhere, or causal.
+        dropout: dropout probability of the attention weights.
+        scaling: factor of the attention scores; None: 1 / sqrt(head width).
+        position_bias: a T5's bias of the scores, (1, heads, length, other length).
+        cu_seqlens: index of each text's first token and of the end, for a packed batch, without dropout.
+        longest: most tokens of a text, for a packed batch.
+        unused: arguments of other attention functions.
 
     Returns:
         (batch, length, heads, width of a head), and None in place of the weights.
@@ -217,7 +217,7 @@ def _attention(
 
 
 def _joined(position_bias: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What is added to scores: the bias, and nearly minus infinity where the mask is false; made once for all layers."""
+    """The bias plus the mask (lowest value where it is false); computed once for all layers."""
     owner = mask if position_bias is None else position_bias
     if owner is None:
         return None

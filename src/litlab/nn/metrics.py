@@ -14,19 +14,19 @@ SENTENCE_END = re.compile(r"""[.!?]\s+(?=[A-Z0-9"'(])""")
 
 
 class BinaryRocAuc(BinaryAUROC):
-    """The area under the ROC curve; NaN, where torchmetrics says 0, if a split has one class only."""
+    """The area under the ROC curve; NaN (0 in torchmetrics) if a split has one class only."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The area, a number."""
+        """The area, a scalar."""
         target = dim_zero_cat(self.target)
         return super().compute() if 0 < target.sum() < len(target) else torch.tensor(torch.nan)
 
 
 class RocAuc(MulticlassAUROC):
-    """The mean of each class's area against the rest; a class that the split lacks, which torchmetrics counts as 0, is left out."""
+    """The mean of each class's area against the rest; classes missing in the split are excluded (torchmetrics counts them as 0)."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The mean area, a number."""
+        """The mean area, a scalar."""
         counts = torch.bincount(dim_zero_cat(self.target), minlength=self.num_classes)
         return super().compute()[(counts > 0) & (counts < counts.sum())].mean()
 
@@ -39,7 +39,7 @@ class ClassificationMetrics(MetricCollection):
 
     Args:
         num_classes: number of classes.
-        prefix: put before the names, as in "val/".
+        prefix: prefix of the names, such as "val/".
     """
 
     def __init__(self, num_classes: int, prefix: str) -> None:
@@ -79,7 +79,7 @@ class SummarizationMetrics(Metric):
     sentence (lead-1), which a summarizer should beat.
 
     Args:
-        prefix: put before the names, as in "val/".
+        prefix: prefix of the names, such as "val/".
     """
 
     NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -103,11 +103,11 @@ class SummarizationMetrics(Metric):
         """Add a batch.
 
         Args:
-            summaries: what was generated.
-            targets: what it is compared with.
-            lengths: tokens generated, (batch,).
+            summaries: generated texts.
+            targets: reference texts.
+            lengths: number of generated tokens, (batch,).
             capped: whether the limit of tokens was reached, (batch,) bool.
-            texts: what was summarized, if lead-1 is wanted.
+            texts: source texts, for lead-1; None: without lead-1.
         """
         self.rouge += self._sums(summaries, targets)
         if texts:
@@ -117,7 +117,7 @@ class SummarizationMetrics(Metric):
         self.capped += capped.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics by name."""
+        """The metrics, by name."""
         means = dict(zip(self.NAMES, self.rouge / self.examples, strict=True))
         if self.lead.any():
             means |= {f"lead1_{name}": mean for name, mean in zip(self.NAMES, self.lead / self.examples, strict=True)}
@@ -127,23 +127,23 @@ class SummarizationMetrics(Metric):
     def _sums(self, summaries: list[str], targets: list[str]) -> Tensor:
         if self._score is None:
             self._score = rouge_scorer(self.NAMES)
-        # a sentence to a line, as Lsum expects them
+        # one sentence per line, as Lsum expects
         scores = self._score(*(["\n".join(lines_of(text)) for text in texts] for texts in (targets, summaries)))
         sums = [sum(score[name].fmeasure for score in scores) for name in self.NAMES]
         return torch.tensor(sums, device=self.device)
 
 
 def rouge_scorer(names: Sequence[str]) -> Callable[[list[str], list[str]], Any]:
-    """Scores pairs of targets and predictions as rouge-score does, with its stemmer: for each pair a score by name.
+    """A function that computes ROUGE for pairs of targets and predictions, with rouge-score's stemmer: for each pair, scores by name.
 
-    If rouge-score-rs is there (`make setup FAST=1`), it does the counting: the same numbers, many times faster.
+    Uses rouge-score-rs if it is installed (`make setup FAST=1`): the same numbers, many times faster.
     """
     try:
         import rouge_score_rs
 
         return rouge_score_rs.RougeScorer(names, use_stemmer=True).score_batch
     except ImportError:
-        from rouge_score.rouge_scorer import RougeScorer  # takes a second, and most models never need it
+        from rouge_score.rouge_scorer import RougeScorer  # takes a second; most models do not need it
 
         score = RougeScorer(names, use_stemmer=True).score
         return lambda targets, predictions: list(map(score, targets, predictions))
@@ -160,5 +160,5 @@ def split_sentences(text: str) -> list[str]:
 
 def lines_of(text: str) -> list[str]:
     """A text with a line break after each sentence, as lines."""
-    # a function of the match: a group in the pattern makes the search three times as slow
+    # a function of the match: a group in the pattern makes the search three times slower
     return SENTENCE_END.sub(lambda end: end[0][0] + "\n", text).splitlines()

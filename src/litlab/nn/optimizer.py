@@ -21,13 +21,13 @@ FINAL_FRACTION = 0.01  # where the exponential schedule ends, as a fraction of t
 def rate_at(step: int, total: int, warmup: int, schedule: Schedule) -> float:
     """The learning rate of one optimizer step, as a fraction of its peak.
 
-    It rises linearly over `warmup` steps, then decays until `total`; every step before the last has a rate above zero.
+    It rises linearly over `warmup` steps, then decays until `total`; it is above zero at every step.
 
     Args:
-        step: number of optimizer steps done before.
+        step: number of previous optimizer steps.
         total: optimizer steps of the whole training.
-        warmup: steps of the rise; the first step already has a rate above zero.
-        schedule: the shape of the decay.
+        warmup: steps in which the rate rises.
+        schedule: shape of the decay.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -42,7 +42,7 @@ def rate_at(step: int, total: int, warmup: int, schedule: Schedule) -> float:
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups with weight decay on matrices only: biases, norms and embeddings are left alone.
+    """Parameter groups with weight decay on matrices only: biases, norms and embeddings have none.
 
     Decay shrinks a weight towards zero; for a scale or an offset that is a bias towards a wrong value, and an embedding
     row would shrink although its token never occurs.
@@ -62,7 +62,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 class RelativeAdamW(torch.optim.AdamW):
     """AdamW whose learning rate is relative to the root mean square of each weight tensor, as Adafactor's is.
 
-    A step of a given size then changes large and small matrices, embeddings and norms by the same share.
+    A step then changes matrices of all sizes, embeddings and norms by the same fraction.
 
     Source: Shazeer and Stern, 2018, section 8; with AdamW in nanoT5 (Nawrot, 2023).
     """
@@ -73,7 +73,7 @@ class RelativeAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """Take one step."""
         loss = None
-        if closure is not None:  # it reads the groups as they are
+        if closure is not None:  # the closure sees the original learning rates
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
@@ -96,7 +96,7 @@ def configure(module: Any) -> OptimizerLRSchedulerConfig:
     """AdamW and a schedule per optimizer step, as `LightningModule.configure_optimizers` returns them.
 
     Args:
-        module: a LightningModule, whose trainable parameters are optimized and whose trainer knows how many steps there will be.
+        module: a LightningModule with a trainer; its trainable parameters are optimized.
             Its attributes are `learning_rate` at its peak; `weight_decay`, decoupled, as in AdamW (Loshchilov and Hutter, 2019);
             `schedule`, the shape of the decay after the warm-up; `warmup`, the rise, as a fraction of all steps; and perhaps
             `relative_steps`, to use `RelativeAdamW`.

@@ -1,4 +1,4 @@
-"""Whether a strategy leaves each process all of the weights."""
+"""Whether a strategy shards the weights."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -7,5 +7,5 @@ UNSHARDED = (SingleDeviceStrategy, DDPStrategy)  # exactly these: DeepSpeed's st
 
 
 def is_sharded(trainer: Trainer | None) -> bool:
-    """Whether each process holds only a part of the weights: then code must not reach into a network's parts."""
+    """Whether each process holds only a part of the weights; then a network's modules must not be read directly."""
     return trainer is not None and type(trainer.strategy) not in UNSHARDED

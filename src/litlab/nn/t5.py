@@ -9,7 +9,7 @@ EMBEDDING_SCALE = 0.05  # standard deviation of the embeddings; AdamW learns far
 
 
 def check_heads(d_model: int, num_heads: int) -> None:
-    """Refuse a width that the heads cannot share.
+    """Check that the width is divisible by the number of heads.
 
     Raises:
         BadInput: if they cannot.
@@ -21,15 +21,15 @@ def check_heads(d_model: int, num_heads: int) -> None:
 def new_t5(
     d_model: int, d_ff: int, num_layers: int, num_heads: int, dropout: float, vocab_size: int
 ) -> T5ForConditionalGeneration:
-    """A T5 with gated feed-forward layers, made of litlab's faster modules.
+    """A T5 with gated feed-forward layers and litlab's faster modules.
 
     Args:
-        d_model: width.
+        d_model: width of the model.
         d_ff: width of the feed-forward layers.
-        num_layers: of the encoder, and of the decoder.
-        num_heads: attention heads of a layer; they share the width.
-        dropout: everywhere.
-        vocab_size: tokens of its vocabulary.
+        num_layers: encoder layers, and decoder layers.
+        num_heads: attention heads per layer of a new T5; their widths add up to d_model.
+        dropout: dropout probability.
+        vocab_size: size of the vocabulary.
     """
     config = T5Config(
         vocab_size=vocab_size,
@@ -39,13 +39,13 @@ def new_t5(
         num_layers=num_layers,
         num_heads=num_heads,
         dropout_rate=dropout,
-        # SwiGLU (Shazeer, 2020); the GELU of T5 1.1 takes nearly twice as long on a CPU
+        # SwiGLU (Shazeer, 2020); the GELU of T5 1.1 is nearly half as fast on a CPU
         feed_forward_proj="gated-silu",
     )
     config.decoder_start_token_id = config.pad_token_id  # as in the paper
     config.scale_decoder_outputs = False  # the scale belongs to embeddings of unit variance
     network = T5ForConditionalGeneration(config)
-    # T5 draws them from a unit normal distribution, for Adafactor, whose steps are relative to a weight's size
+    # T5 initializes embeddings with unit variance, for Adafactor, whose steps are relative to a weight's size
     network.shared.weight.data.mul_(EMBEDDING_SCALE)
     speed_up(network)
     return network

@@ -1,1 +1,1 @@
-"""The record: run directories, where they came from, and what a new run may start from. Importing it needs no torch."""
+"""Run directories, their provenance, and what a run can start from. Importing this package does not import torch."""

@@ -1,10 +1,10 @@
-"""The record of a run: a directory that holds everything needed to read, repeat and continue it.
+"""The run directory: all files needed to read, repeat and continue a run.
 
     runs/<experiment>/<run id>/
       config.yaml   run.json   code.patch   metrics.csv   eval.json   predictions/   checkpoints/   wandb/   lock
 
-Reading one needs neither torch nor Lightning. Every file but the growing metrics.csv is replaced in one step, so a run
-that is killed leaves files that can be read.
+Reading it needs neither torch nor Lightning. All files except metrics.csv, which grows, are replaced atomically, so the
+files of a killed run are readable.
 """
 
 import contextlib
@@ -28,15 +28,14 @@ from litlab.files import write_atomically
 from litlab.runs.provenance import code_state, redact
 
 HEARTBEAT_SECONDS = 10
-DEAD_AFTER_SECONDS = 60  # without a heartbeat, a run on another host counts as dead
+DEAD_AFTER_SECONDS = 60  # without a heartbeat for this time, a run on another host counts as dead
 
-
-_held: set[int] = set()  # the locks of this process
+_held: set[int] = set()  # file descriptors of the locks that this process holds
 
 
 @functools.cache  # once per process
 def _release_in_forks() -> None:
-    """Let forked children, as dataloaders make them, give up the locks: they may outlive their parent."""
+    """Make forked processes, such as dataloader workers, close the locks: they may outlive their parent."""
     os.register_at_fork(after_in_child=_close_locks)
 
 
@@ -47,7 +46,7 @@ def _close_locks() -> None:
 
 
 def new_run_id() -> str:
-    """An id that sorts by the time it was made (UTC, milliseconds) and does not collide: 20261122-093015-123-9f3a61c2."""
+    """Return a unique id that sorts by creation time (UTC, milliseconds): 20261122-093015-123-9f3a61c2."""
     now = datetime.now(UTC)
     return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}-{secrets.token_hex(4)}"
 
@@ -56,7 +55,7 @@ class RunDirectory:
     """One run on disk.
 
     Args:
-        path: the directory; it need not exist yet.
+        path: the directory, which may not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,39 +65,40 @@ class RunDirectory:
 
     @classmethod
     def plan(cls, runs: Path, experiment: str) -> "RunDirectory":
-        """A run directory with a new id; nothing is written before `create`."""
+        """Return a run directory with a new id. Nothing is written before `create`."""
         return cls(runs / experiment / new_run_id())
 
     @property
     def id(self) -> str:
-        """The run id: the name of the directory."""
+        """The run id, which is the name of the directory."""
         return self.path.name
 
     @property
     def experiment(self) -> str:
-        """The experiment: the name of the directory above."""
+        """The experiment, which is the name of the parent directory."""
         return self.path.parent.name
 
     def create(self, config: str, record: dict[str, Any], project: Path, copied: dict[str, Path] | None = None) -> None:
-        """Make the directory with its first files, in one step, take its lock, and let the `latest` links point to it.
+        """Create the directory with its first files, lock it, and point the `latest` links to it.
 
         Args:
-            config: the content of config.yaml, redacted.
-            record: the content of run.json; the state of the code is added.
-            project: the folder whose code is recorded.
-            copied: files of another run to begin with, by their names in this one.
+            config: content of config.yaml, redacted.
+            record: content of run.json; the git commit is added.
+            project: the folder whose git commit and changes are recorded.
+            copied: files of another run to copy, by their names in this run.
 
         Raises:
-            BadInput: if the directory cannot be made.
+            BadInput: if the directory cannot be created.
         """
+        # write the files in a hidden directory, so that a run that is killed here does not exist
         final = self.path
-        scratch = final.with_name(f".{final.name}")  # a run that is killed here has not begun
+        scratch = final.with_name(f".{final.name}")
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             scratch.mkdir()
         except OSError as error:
             raise BadInput(
-                f"cannot make the run directory {final} ({error.strerror}): set LITLAB_RUNS to a folder you can write to."
+                f"cannot create the run directory {final} ({error.strerror}): set LITLAB_RUNS to a writable folder."
             ) from error
         self.path = scratch
         self.acquire()
@@ -110,50 +110,51 @@ class RunDirectory:
         for name, source in (copied or {}).items():
             (self.path / name).parent.mkdir(exist_ok=True)
             shutil.copy2(source, self.path / name)
-        os.rename(scratch, final)  # the lock goes along
+        # rename it; the lock is on the open file and stays valid
+        os.rename(scratch, final)
         self.path = final
-        _remove_stillborn(final.parent)
+        _remove_incomplete(final.parent)
         for link, target in (
             (self.path.parent / "latest", self.id),
             (self.path.parent.parent / "latest", f"{self.experiment}/{self.id}"),
         ):
-            _point(link, target)
+            _replace_link(link, target)
 
     def discard(self) -> None:
-        """Remove a run in which nothing was trained; the `latest` links point to the newest of the others again."""
+        """Remove a run that has not trained; the `latest` links point to the newest remaining run again."""
         shutil.rmtree(self.path, ignore_errors=True)
         runs = self.path.parent.parent
         for folder, others in ((self.path.parent, all_runs(runs, self.experiment)), (runs, all_runs(runs))):
             if others:
-                _point(folder / "latest", others[-1].relative_to(folder).as_posix())
+                _replace_link(folder / "latest", others[-1].relative_to(folder).as_posix())
             else:
                 (folder / "latest").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the experiment has other runs
             self.path.parent.rmdir()
 
     def config(self) -> Path:
-        """The path of config.yaml.
+        """Return the path of config.yaml.
 
         Raises:
-            BadInput: if there is none.
+            BadInput: if it is missing.
         """
         path = self.path / "config.yaml"
         if not path.is_file():
             raise BadInput(
-                f"{path} is missing: the folder is not a run directory or is damaged; bring the file back, or choose another run."
+                f"{path} is missing: the folder is not a run directory or is damaged; restore the file, or choose another run."
             )
         return path
 
     def record(self) -> dict[str, Any]:
-        """The content of run.json.
+        """Return the content of run.json.
 
         Raises:
-            BadInput: if there is none, or it cannot be read.
+            BadInput: if it is missing or cannot be read.
         """
         return self._read("run.json")
 
     def evaluations(self) -> dict[str, Any]:
-        """The content of eval.json; nothing if nothing was evaluated yet.
+        """Return the content of eval.json; an empty dict before the first evaluation.
 
         Raises:
             BadInput: if it cannot be read.
@@ -165,44 +166,45 @@ class RunDirectory:
             content = json.loads((self.path / name).read_text())
             if not isinstance(content, dict):
                 raise ValueError(f"it holds {content!r:.50}")
-        except (OSError, ValueError, RecursionError) as error:  # the last for a thousand brackets
+        except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too deeply
             raise BadInput(
-                f"{self.path / name} cannot be read ({error}): the folder is not a run directory or is damaged; bring the file back, or "
+                f"{self.path / name} cannot be read ({error}): the folder is not a run directory or is damaged; restore the file, or "
                 "choose another run."
             ) from error
         return content
 
     def update_record(self, **changes: Any) -> None:
-        """Add to or change run.json."""
+        """Add or replace values in run.json."""
         file = self.path / "run.json"
         content = {**(self.record() if file.exists() else {}), **changes}
         write_atomically(file, redact(json.dumps(content, indent=2, default=str)) + "\n")
 
     def write_evaluation(self, split: str, result: dict[str, Any]) -> None:
-        """Add the scores of a split to eval.json."""
+        """Add or replace the evaluation of a split in eval.json."""
         content = {**self.evaluations(), split: result}
         write_atomically(self.path / "eval.json", json.dumps(content, indent=2) + "\n")
 
     def checkpoint(self, name: str) -> Path:
-        """The path of a checkpoint, "best" or "last".
+        """Return the path of a checkpoint, "best" or "last".
 
         Raises:
             BadInput: if there is no such checkpoint.
         """
         path = self.path / "checkpoints" / f"{name}.ckpt"
         if not path.exists():
-            there = sorted(file.stem for file in path.parent.glob("*.ckpt"))
+            existing = sorted(file.stem for file in path.parent.glob("*.ckpt"))
             raise BadInput(
-                f"{path} does not exist; this run has {', '.join(there) if there else 'no checkpoints: it was stopped before the first one'}."
+                f"{path} does not exist; this run has {', '.join(existing) if existing else 'no checkpoints: it was stopped before the first one'}."
             )
         return path
 
     def acquire(self) -> None:
-        """Take the lock: this process is now the only one that may write here, until `release` or its death.
+        """Lock the run: until `release` or the end of this process, no other process can write to it.
 
         Raises:
-            BadInput: if another process that is alive holds it, or the directory cannot be written.
+            BadInput: if another running process holds the lock, or the directory is not writable.
         """
+        # flock covers the processes of this host; on a network disk, heartbeats cover other hosts
         try:
             handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -220,6 +222,7 @@ class RunDirectory:
             raise BadInput(
                 f"{self.path} is in use by process {holder.get('pid')} on {holder.get('host')}: wait for it or stop it."
             )
+        # the run is locked; write heartbeats
         _release_in_forks()
         self._lock = handle
         _held.add(handle)
@@ -229,28 +232,28 @@ class RunDirectory:
         self._heart.start()
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Unlock the run."""
         if self._lock is not None:
             self._released.set()
             self._heart.join()
-            os.ftruncate(self._lock, 0)  # not removed: another process may have it open already
+            os.ftruncate(self._lock, 0)  # the file stays: another process may have opened it already
             _held.discard(self._lock)
             os.close(self._lock)
             self._lock = None
 
     def tidy(self) -> None:
-        """Remove the half-written files of a process that was killed; only for the holder of the lock."""
-        for remains in [*self.path.glob(".*"), *self.path.glob("*/.*")]:
-            if remains.is_file():
-                remains.unlink()
+        """Remove incomplete files of a killed process. Only the process that holds the lock may call this."""
+        for leftover in [*self.path.glob(".*"), *self.path.glob("*/.*")]:
+            if leftover.is_file():
+                leftover.unlink()
 
     @property
     def is_locked(self) -> bool:
-        """Whether this process works on the run."""
+        """Whether this process holds the lock."""
         return self._lock is not None
 
     def is_alive(self) -> bool:
-        """Whether a process is working on this run."""
+        """Whether any process holds the lock."""
         if self.is_locked:
             return True
         try:
@@ -272,7 +275,7 @@ class RunDirectory:
 
     def _keep_beating(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full or vanished disk is reported by whoever writes results
+            with contextlib.suppress(OSError):  # a full or missing disk is reported when results are written
                 self._beat()
 
     def _holder(self) -> dict[str, Any]:
@@ -283,7 +286,7 @@ class RunDirectory:
         return holder if isinstance(holder, dict) else {}
 
     def _beats_elsewhere(self) -> bool:
-        """Whether another host, whose lock a network disk may not show us, has written a heartbeat lately."""
+        """Whether a process on another host has written a heartbeat lately; a network disk may not share its lock."""
         holder = self._holder()
         beat = holder.get("heartbeat")
         return (
@@ -293,22 +296,22 @@ class RunDirectory:
         )
 
 
-def _remove_stillborn(folder: Path) -> None:
-    """Remove what runs have left that were killed while their directory was made."""
+def _remove_incomplete(folder: Path) -> None:
+    """Remove the directories of runs that were killed in `create`."""
     for scratch in folder.glob(".2*"):
         with contextlib.suppress(OSError):
             if time.time() - scratch.stat().st_mtime > DEAD_AFTER_SECONDS and not RunDirectory(scratch).is_alive():
                 shutil.rmtree(scratch)
 
 
-def _point(link: Path, target: str) -> None:
+def _replace_link(link: Path, target: str) -> None:
     scratch = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
     scratch.symlink_to(target)
     os.replace(scratch, link)
 
 
 def find(runs: Path, reference: str) -> RunDirectory:
-    """The run that a reference names.
+    """Return the run that a reference names.
 
     Args:
         runs: the folder of all runs.
@@ -317,27 +320,27 @@ def find(runs: Path, reference: str) -> RunDirectory:
     Raises:
         BadInput: if there is no such run.
     """
-    runs_there = all_runs(runs)
-    named = [path for path in runs_there if path.name == reference]
+    existing = all_runs(runs)
+    named = [path for path in existing if path.name == reference]
     for path in (Path(reference), runs / reference, runs / reference / "latest", *named):
-        if os.path.isfile(path / "run.json"):  # pathlib's own method raises for a name that is too long
+        if os.path.isfile(path / "run.json"):  # Path.is_file raises for a name that is too long
             return RunDirectory(path.resolve())
-    known = [path.relative_to(runs).as_posix() for path in runs_there]
+    known = [path.relative_to(runs).as_posix() for path in existing]
     hint = (
-        f"the newest are {', '.join(known[-3:])}" if known else "there are none yet: make train EXP=mnist_mlp makes one"
+        f"the newest are {', '.join(known[-3:])}" if known else "there are none yet: make train EXP=<name> starts one"
     )
     raise BadInput(f"no run {reference!r:.200} in {runs}; {hint}.")
 
 
 def all_runs(runs: Path, experiment: str = "*") -> list[Path]:
-    """The directories of all runs, or of one experiment's, oldest first."""
+    """Return the directories of all runs, or of the runs of one experiment, oldest first."""
     found = [file.parent for file in runs.glob(f"{experiment}/*/run.json")]
     real = [path for path in found if not path.is_symlink() and not path.name.startswith(".")]
     return sorted(real, key=lambda path: path.name)
 
 
 def rows(path: Path) -> Iterator[dict[str, float]]:
-    """The rows of a run's metrics.csv, each with the numbers that were logged at that step.
+    """Yield the rows of a run's metrics.csv, each with the values that were logged together.
 
     Raises:
         BadInput: if the file is missing or damaged.
@@ -349,5 +352,5 @@ def rows(path: Path) -> Iterator[dict[str, float]]:
                 yield {name: float(value) for name, value in row.items() if value not in ("", None)}
     except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: more values than columns
         raise BadInput(
-            f"{file} cannot be read ({error!s:.100}): it is damaged or no metrics.csv; bring it back, or choose another run."
+            f"{file} cannot be read ({error!s:.100}): it is damaged or not a metrics.csv; restore it, or choose another run."
         ) from error

@@ -1,4 +1,4 @@
-"""Where a training starts: anew, where a run was (resume), where another run was (fork), or with its weights (init)."""
+"""Where training starts: anew, in a run that exists (resume), or with the state (fork) or weights (init) of one."""
 
 import sys
 from collections.abc import Iterator
@@ -14,26 +14,26 @@ from litlab.runs.checkpoint import load
 from litlab.runs.config_file import file_problem
 from litlab.runs.directory import RunDirectory, all_runs, find
 
-# what may change while a run goes on: where it runs, and what watches it
-FREE: tuple[str, ...] = (
+# settings that may change when a run continues: hardware, logging, time limits and safeguards
+CHANGEABLE: tuple[str, ...] = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.logger",
 )
-FREE += ("trainer.enable_progress_bar", "trainer.max_time", "trainer.profiler", "last_checkpoint", "guard")
-SHOWN = 5  # differing settings in one sentence
+CHANGEABLE += ("trainer.enable_progress_bar", "trainer.max_time", "trainer.profiler", "last_checkpoint", "guard")
+MAX_DIFFERENCES = 5  # differing settings in one message
 
 
 @dataclass
 class Request:
-    """What the user wants to start from.
+    """What the user asks to start from.
 
     Args:
-        resume: auto, or what `find` knows as a run; None: nothing.
-        fork: a run whose state a new run continues with.
-        init: a run or a checkpoint file whose weights a new run begins with.
+        resume: the run to continue, as for `find`; auto: the newest unfinished run with the same settings.
+        fork: the run whose state a new run continues from.
+        init: the run or the checkpoint file whose weights a new run starts with.
     """
 
     resume: str | None = None
@@ -42,20 +42,20 @@ class Request:
 
     @property
     def source(self) -> str | None:
-        """The one run that is named, if there is one."""
+        """The run or file that the user named, or None."""
         return self.fork or self.init or (self.resume if self.resume != "auto" else None)
 
 
 @dataclass
 class Start:
-    """Where a training starts.
+    """Where training starts.
 
     Args:
-        run: its directory, locked if it exists.
-        checkpoint: continue from it; None: begin.
-        weights: begin with those of this checkpoint.
-        parent: for run.json, what a new run was made from.
-        copied: files that a new run takes over, by their names in it.
+        run: the run directory, locked if it exists.
+        checkpoint: the checkpoint to continue from; None: start at step 0.
+        weights: the checkpoint whose weights a new run starts with.
+        parent: the run that a new run is forked or initialized from, for run.json.
+        copied: files of another run that a new run copies, by their names in the new run.
     """
 
     run: RunDirectory
@@ -66,7 +66,7 @@ class Start:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configurations differ, by their dotted names, with both values."""
+    """Return the settings that differ between two configurations: dotted name -> both values."""
     one, two = dict(_flat(before)), dict(_flat(after))
     return {
         name: (one.get(name), two.get(name))
@@ -76,23 +76,25 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
 
 
 def describe_differences(changes: dict[str, tuple[Any, Any]]) -> str:
-    """Differences as text: `model.hidden 128 -> 64`."""
-    shown = [f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in list(changes.items())[:SHOWN]]
-    return ", ".join(shown) + (f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else "")
+    """Return differences as text: `model.hidden 128 -> 64`."""
+    first = [f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in list(changes.items())[:MAX_DIFFERENCES]]
+    others = len(changes) - len(first)
+    return ", ".join(first) + (f" and {others} more" if others else "")
 
 
 def choose_start(request: Request, config: str, planned: RunDirectory) -> Start:
-    """Find where to start, and lock the run if there is one already.
+    """Decide where training starts, and lock the run if it exists already.
 
     Args:
-        request: what the user wants.
+        request: what the user asks to start from.
         config: the whole configuration, as YAML, redacted.
-        planned: the directory of a new run.
+        planned: the directory for a new run.
 
     Raises:
-        BadInput: if the run does not exist, is in use or finished, or its checkpoint or configuration does not fit.
+        BadInput: if the run does not exist, is in use or finished, or its checkpoint or configuration does not match.
     """
     runs, settings = planned.path.parent.parent, yaml.safe_load(config)
+    # a new run
     start = Start(planned)
     if request.resume == "auto" and request.source:
         _refuse_moving(request.source, runs)
@@ -100,6 +102,7 @@ def choose_start(request: Request, config: str, planned: RunDirectory) -> Start:
         start = _forked(find(runs, request.fork), settings, planned)
     if request.init:
         start = _initialised(request.init, runs, planned)
+    # an existing run; with auto, only one with the same settings and parent
     if request.resume == "auto":
         for path in reversed(all_runs(runs, planned.experiment)):
             if run := _adopted(path, settings, start.parent):
@@ -111,42 +114,49 @@ def choose_start(request: Request, config: str, planned: RunDirectory) -> Start:
         with _released_if_refused(run):
             if run.record().get("status") == "finished":
                 raise BadInput(f"{run.path} is finished; --fork={request.resume} continues it in a new run.")
-            _refuse_changes(_settings(run), settings, f"{run.path} was begun", request.resume)
+            _refuse_changes(_settings(run), settings, f"{run.path} was started", request.resume)
             return _continued(run, settings)
     return start
 
 
 def newest_checkpoint(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run that is whole, and its content; None if there is none."""
+    """Return the newest undamaged checkpoint of a run, and its content; None if there is none.
+
+    Raises:
+        BadInput: if that checkpoint has no optimizer states.
+    """
     files = list((run.path / "checkpoints").glob("*.ckpt"))
     for path in sorted(files, key=lambda path: (path.stem != "last", -path.stat().st_mtime)):
         try:
             content = load(path)
         except BadInput as error:
-            print(f"{error} Looking for an older one.", file=sys.stderr)
+            print(f"{error} Trying an older one.", file=sys.stderr)
             continue
         if "litlab" in content:
             if "optimizer_states" not in content:
                 raise BadInput(
-                    f"{path} has no optimizer states, without which a run cannot continue; --init={path} begins a new one with its weights."
+                    f"{path} has no optimizer states, so a run cannot continue from it; --init={path} starts a new run with its weights."
                 )
             if path.stem != "last":
                 print(f"continuing from {path}, step {content['global_step']:,}", file=sys.stderr)
             return path, content
     if files:
-        print(f"no checkpoint in {run.path} can be continued from", file=sys.stderr)
+        print(f"no checkpoint in {run.path} is usable", file=sys.stderr)
     return None
 
 
 def _continued(run: RunDirectory, settings: dict[str, Any]) -> Start:
-    """Where a run that is locked goes on."""
+    """Return the start of a locked run that continues."""
     parent = run.record().get("parent")
     if found := newest_checkpoint(run):
         path, content = found
         origin = content["litlab"]
         if origin["run"] not in (run.id, (parent or {}).get("run")):
             _refuse_changes(
-                origin["config"], settings, f"{path} is of the run {origin['run']}, which was begun", origin["run"]
+                origin["config"],
+                settings,
+                f"{path} belongs to the run {origin['run']}, which was started",
+                origin["run"],
             )
         return Start(run, checkpoint=path, parent=parent)
     weights = Path(parent["checkpoint"]) if parent and parent["how"] == "init" else None
@@ -154,20 +164,18 @@ def _continued(run: RunDirectory, settings: dict[str, Any]) -> Start:
 
 
 def _refuse_moving(reference: str, runs: Path) -> None:
-    """With --resume=auto the same command is given again: then latest, or an experiment, would name the run that it has made."""
+    """Refuse latest or an experiment with --resume=auto: when the command is repeated, it would name the new run."""
     if not reference.endswith(".ckpt") and (run := find(runs, reference)).id != Path(reference).name:
         raise BadInput(
-            f"{reference} names another run as soon as there is a newer one, and --resume=auto repeats the command: name {run.id}."
+            f"{reference} names a newer run when a command with --resume=auto is repeated: use the run id {run.id}."
         )
 
 
 def _forked(parent: RunDirectory, settings: dict[str, Any], planned: RunDirectory) -> Start:
-    """A new run with the state of another one."""
+    """Return the start of a new run with the state of another run."""
     found = newest_checkpoint(parent)
     if found is None:
-        raise BadInput(
-            f"{parent.path} has no checkpoint that a run can continue from: there is nothing to fork, choose another run."
-        )
+        raise BadInput(f"{parent.path} has no checkpoint that a run can continue from: choose another run.")
     if changes := differences(_settings(parent), settings):
         print(f"changed    {describe_differences(changes)}", file=sys.stderr)
     copied = {f"checkpoints/{file.name}": file for file in (parent.path / "checkpoints").glob("*.ckpt")}
@@ -179,7 +187,7 @@ def _forked(parent: RunDirectory, settings: dict[str, Any], planned: RunDirector
 
 
 def _initialised(reference: str, runs: Path, planned: RunDirectory) -> Start:
-    """A new run with the weights of another one."""
+    """Return the start of a new run with the weights of another run or of a checkpoint file."""
     path = Path(reference)
     if path.suffix != ".ckpt":
         run = find(runs, reference)
@@ -191,7 +199,7 @@ def _initialised(reference: str, runs: Path, planned: RunDirectory) -> Start:
 
 
 def _adopted(path: Path, settings: dict[str, Any], parent: dict[str, Any] | None) -> RunDirectory | None:
-    """The run, locked, if it is unfinished, nobody works on it, and it has these settings and this parent."""
+    """Lock and return a run if it is unfinished, not in use, and has these settings and this parent; otherwise None."""
     run = RunDirectory(path)
     try:
         if (
@@ -203,14 +211,14 @@ def _adopted(path: Path, settings: dict[str, Any], parent: dict[str, Any] | None
         run.acquire()
     except BadInput:
         return None
-    if run.record().get("status") == "finished":  # meanwhile
+    if run.record().get("status") == "finished":  # another process has finished it meanwhile
         run.release()
         return None
     return run
 
 
 def _origin(parent: dict[str, Any] | None) -> tuple[Any, ...]:
-    """How a run was made from which, without how far that had come."""
+    """Return the values that identify a parent, without its step."""
     return tuple((parent or {}).get(name) for name in ("how", "run", "checkpoint"))
 
 
@@ -232,16 +240,16 @@ def _settings(run: RunDirectory) -> dict[str, Any]:
 
 def _refuse_changes(before: dict[str, Any], after: dict[str, Any], what: str, reference: str) -> None:
     changes = differences(before, after)
-    if wrong := {name: values for name, values in changes.items() if not name.startswith(FREE)}:
+    if wrong := {name: values for name, values in changes.items() if not name.startswith(CHANGEABLE)}:
         raise BadInput(
-            f"{what} with other settings: {describe_differences(wrong)}; repeat those, or continue in a new run with --fork={reference}."
+            f"{what} with other settings: {describe_differences(wrong)}; use those, or continue in a new run with --fork={reference}."
         )
     if changes:
         print(f"changed    {describe_differences(changes)}", file=sys.stderr)
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its dotted name."""
+    """Yield every value with its dotted name."""
     items = settings.items() if isinstance(settings, dict) else enumerate(settings)
     for name, value in items:
         if isinstance(value, dict | list) and value:

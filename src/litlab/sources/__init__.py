@@ -1,1 +1,1 @@
-"""How bytes get here: package index, Hugging Face Hub, pretrained models; pinned, hashed, cached."""
+"""Downloads from a package index and the Hugging Face Hub, and pretrained models: pinned, verified and cached."""

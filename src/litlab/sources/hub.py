@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: one request, ten seconds at most, and one sentence if it fails."""
+"""The Hugging Face Hub: one request of ten seconds at most, and one sentence if it fails."""
 
 import re
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ from typing import Any, Literal
 
 from litlab.errors import BadInput
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # weights that cannot hold code, and the tokenizer
-TIMEOUT = 10  # seconds in which the Hub must answer whether it has a repository
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # configuration, weights that cannot hold code, tokenizer
+TIMEOUT = 10  # seconds to wait for the Hub's answer whether a repository exists
 
 Kind = Literal["model", "dataset"]
 
 
 def parse_id(name: str) -> tuple[str, str | None]:
-    """The repository and the revision of `owner/name@revision`; the revision may be left out."""
+    """Split `owner/name@revision` into repository and revision, which is None if it is left out."""
     repository, _, revision = name.partition("@")
     return repository, revision or None
 
 
 def is_id(name: str) -> bool:
-    """Whether the Hub would accept this as the name of a repository."""
+    """Whether a name is a valid repository id of the Hub."""
     return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", parse_id(name)[0]))
 
 
@@ -32,23 +32,24 @@ def is_commit(revision: str | None) -> bool:
 
 @contextmanager
 def access(kind: Kind, name: str, instead: str) -> Iterator[str]:
-    """Use the Hub inside this block, which turns the clients' errors into one sentence.
+    """Access the Hub in this block; errors of its clients become one sentence.
 
-    The Hub is asked once, without the minute of retries after which its clients give up.
+    The Hub is asked once. Its clients alone would retry for a minute.
 
     Args:
         kind: model or dataset.
-        name: id of the repository, with @revision or without.
-        instead: the advice to users without the Hub, as in "use a local file".
+        name: id of the repository, with or without @revision.
+        instead: advice for users who cannot reach the Hub, as in "use a local file".
 
     Yields:
-        The commit that the name stands for.
+        The commit of the revision.
 
     Raises:
         BadInput: if the Hub cannot be reached, or refuses the request.
     """
     from huggingface_hub import HfApi, constants, errors  # imported here: most runs never need it
 
+    # the one request
     repository, revision = parse_id(name)
     try:
         if constants.HF_HUB_OFFLINE:
@@ -68,15 +69,15 @@ def access(kind: Kind, name: str, instead: str) -> Iterator[str]:
         if errors.GatedRepoError.__name__ in kinds or "is a gated dataset" in str(error):
             reason = "its owner grants access by request; ask for it on its page, then run .venv/bin/hf auth login"
         elif errors.RevisionNotFoundError.__name__ in kinds:
-            reason = f"it has no revision {revision!r}; a commit, a branch or a tag goes behind the @"
+            reason = f"it has no revision {revision!r}; write a commit, a branch or a tag after the @"
         elif errors.RepositoryNotFoundError.__name__ in kinds:
-            reason = "there is none of this name, or it is private; check the name, or run .venv/bin/hf auth login"
+            reason = "it does not exist or is private; check the name, or run .venv/bin/hf auth login"
         elif constants.HF_HUB_OFFLINE:
-            reason = f"HF_HUB_OFFLINE is set and it is not in the Hub's cache; fetch it once online, or {instead}"
-        elif isinstance(error, ValueError) and "onfig" in str(error):  # the data set has other configurations
+            reason = f"HF_HUB_OFFLINE is set and it is not in the Hub's cache; download it once online, or {instead}"
+        elif isinstance(error, ValueError) and "onfig" in str(error):  # the dataset has other configurations
             reason = f"{' '.join(str(error).split())[:300]}; choose one with --data.configuration"
         else:
-            # the text of a connection error does not help; that of a data set with a script, or of a broken file, does
+            # the text of a connection error does not help; that of a dataset with a script or of a damaged file does
             lines = [] if "HTTPError" in kinds else str(error).strip().splitlines()
             detail = f", {lines[0][:120]}" if lines else ""
             reason = (
@@ -87,14 +88,14 @@ def access(kind: Kind, name: str, instead: str) -> Iterator[str]:
 
 
 def model_folder(name: str, instead: str) -> Path:
-    """The folder with a model's configuration, safetensors and tokenizer, from the Hub's cache or the Hub.
+    """Return the folder with a model's configuration, safetensors and tokenizer, from the Hub's cache or the Hub.
 
     Args:
-        name: id of the model, with @revision or without.
-        instead: the advice to users without the Hub, as in "use a local file".
+        name: id of the model, with or without @revision.
+        instead: advice for users who cannot reach the Hub, as in "use a local file".
 
     Raises:
-        BadInput: if it is unavailable.
+        BadInput: if the model is unavailable.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

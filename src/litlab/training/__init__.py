@@ -1,1 +1,1 @@
-"""A training from beginning to end: fit, evaluate, loops, checkpoints, precision, guards, logs."""
+"""Training and evaluation: fit, evaluate, loops, checkpoints, precision, guard and logging."""

@@ -1,4 +1,7 @@
-"""What every Trainer gets, whatever its YAML says. Callbacks find the run directory in `trainer.default_root_dir`."""
+"""Trainer arguments, fit loop and signal handling that are the same for every configuration.
+
+Callbacks find the run directory in `trainer.default_root_dir`.
+"""
 
 import re
 from dataclasses import dataclass
@@ -20,24 +23,24 @@ from litlab.training.interrupts import Interrupts
 from litlab.training.loggers import MetricsCsv
 from litlab.training.loops import FitLoop
 
-BRINGS_PRECISION = re.compile("fsdp|deepspeed|modelparallel")  # strategies with a precision plugin of their own
+OWN_PRECISION = re.compile("fsdp|deepspeed|modelparallel")  # strategies that have their own precision plugin
 
 AnyCallback = TypeVar("AnyCallback")
 
 
 @dataclass
 class Job:
-    """What one command trains or evaluates, and where that is recorded.
+    """Input of `fit` and `evaluate`: model, data, trainer and run.
 
     Args:
-        model: the module.
-        datamodule: its data.
-        trainer: made with `trainer_arguments`.
-        start: the run directory, and where a training starts.
-        config: the whole configuration, as YAML, without secrets.
-        seed: of everything random.
-        project: the folder whose code is recorded.
-        arguments: the command line after the command.
+        model: the module to train or evaluate.
+        datamodule: the data.
+        trainer: a trainer built with `trainer_arguments`.
+        start: the run directory, and what training starts from.
+        config: the full configuration as YAML, without secrets.
+        seed: seed of all random number generators.
+        project: the folder whose git commit and changes are recorded.
+        arguments: command-line arguments after the command.
     """
 
     model: LightningModule
@@ -56,10 +59,10 @@ class Job:
 
 
 def trainer_arguments(config: Any, run: Path) -> dict[str, Any]:
-    """Arguments of a Trainer that win over its configuration: the run directory, metrics.csv, predictions, safe checkpoints.
+    """Return Trainer arguments that override its configuration: run directory, loggers, callbacks and plugins.
 
     Args:
-        config: the trainer's settings, with loggers, callbacks and plugins instantiated.
+        config: the trainer's settings, with instantiated loggers, callbacks and plugins.
         run: the run directory.
     """
     arguments: dict[str, Any] = {
@@ -68,54 +71,53 @@ def trainer_arguments(config: Any, run: Path) -> dict[str, Any]:
         "callbacks": [*as_list(config.callbacks), EvaluationResults(), CountTestEvaluations()],
     }
     if not config.fast_dev_run:
-        # self.logger of a module is the first
+        # the configured loggers come first: a module's self.logger is the first logger
         loggers = as_list(None if config.logger is True else config.logger)
         arguments["logger"] = [*loggers, MetricsCsv(run)]
+    # replace Lightning's bfloat16 plugin; Bf16Mixed says why
     strategy = config.strategy if isinstance(config.strategy, str) else type(config.strategy).__name__
-    if config.precision in ("bf16-mixed", "bf16") and not BRINGS_PRECISION.match(strategy.lower()):
-        arguments["precision"] = None  # the plugin says it
+    if config.precision in ("bf16-mixed", "bf16") and not OWN_PRECISION.match(strategy.lower()):
+        arguments["precision"] = None  # the plugin sets it
         arguments["plugins"].append(precision.Bf16Mixed(precision.device_type(config.accelerator)))
     return arguments
 
 
 def prepare_fit(trainer: Trainer, interrupts: Interrupts) -> None:
-    """Replace Lightning's fit loop by one that saves and resumes exactly, and let the guard clip gradients.
+    """Replace Lightning's fit loop with one that resumes exactly, and replace its gradient clipping by norm.
 
     Args:
-        trainer: has a `LastCheckpoint` and a `Guard` among its callbacks.
-        interrupts: requests to stop.
+        trainer: a trainer with the callbacks `LastCheckpoint` and `Guard`.
+        interrupts: turns SIGTERM and Ctrl-C into requests to stop.
     """
     trainer.fit_loop = FitLoop(trainer, callback_of(trainer, LastCheckpoint), interrupts)
-    if type(trainer.precision_plugin) in (Precision, precision.Bf16Mixed):  # others scale or shard gradients
+    if type(trainer.precision_plugin) in (Precision, precision.Bf16Mixed):  # other plugins scale or shard gradients
         trainer.precision_plugin.clip_grad_by_norm = callback_of(trainer, Guard).clip  # type: ignore[method-assign]
     elif isinstance(trainer.precision_plugin, FSDPPrecision):
         trainer.precision_plugin.clip_grad_by_norm = partial(clip_sharded, trainer)  # type: ignore[method-assign]
 
 
 def clip_sharded(trainer: Trainer, optimizer: Any, clip_val: float) -> None:
-    """Clip by the norm of the whole gradient, of which each rank holds a part: Lightning's FSDPPrecision refuses to."""
+    """Clip sharded gradients by their norm across ranks; Lightning's FSDPPrecision raises an error instead."""
     trainer.strategy.model.clip_grad_norm_(clip_val)  # type: ignore[union-attr, operator]
 
 
 def use_own_signal_handlers(trainer: Trainer) -> None:
-    """Keep Lightning from answering signals: it saves at any moment, and starts runs from what it saved."""
+    """Disable Lightning's signal handlers: they can save in the middle of a step and requeue the job from that file."""
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
 def callback_of(trainer: Trainer, kind: type[AnyCallback]) -> AnyCallback:
-    """The trainer's callback of a class.
+    """Return the trainer's callback of a class.
 
     Raises:
-        LookupError: if it has none.
+        LookupError: if the trainer has no such callback.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, kind):
             return callback
-    raise LookupError(
-        f"the trainer has no {kind.__name__}: build it with trainer_arguments and the callbacks of the command line"
-    )
+    raise LookupError(f"the trainer has no {kind.__name__} callback: add one to its callbacks.")
 
 
 def as_list(value: Any) -> list[Any]:
-    """What Lightning takes as one, several or none, as a list."""
+    """Return a list as it is, any other value in a list, and None or False as an empty list."""
     return value if isinstance(value, list) else [value] if value else []

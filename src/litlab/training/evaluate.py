@@ -1,4 +1,4 @@
-"""An evaluation, and what it leaves in the run directory."""
+"""Evaluates checkpoints and writes metrics and predictions to the run directory."""
 
 import math
 from pathlib import Path
@@ -16,8 +16,8 @@ from litlab.training.evaluation_results import EvaluationResults
 from litlab.training.failures import explain_mismatched_weights
 from litlab.training.loggers import finish_wandb
 
-SAMPLES = 10  # texts of a model that are printed
-TEXTS = ("source", "target", "text")  # the model's input, the target, what the model wrote
+SAMPLES = 10  # generated texts to print
+TEXTS = ("source", "target", "text")  # model input, target, generated text
 
 
 def evaluate(job: Job, split: str, name: str) -> None:
@@ -25,32 +25,39 @@ def evaluate(job: Job, split: str, name: str) -> None:
 
     Args:
         job: model, data, trainer and a run that is not in use.
-        split: "val" or "test"; every evaluation on the test split is counted in run.json.
+        split: "val" or "test"; run.json counts the evaluations on the test split.
         name: "best" or "last".
 
     Raises:
-        BadInput: if the run or its checkpoint cannot be used.
+        BadInput: if the run is in use, a file in it is missing or damaged, or the model logs no metric.
     """
     trainer, run = job.trainer, job.run
     checkpoint = run.checkpoint(name)
-    first = trainer.is_global_zero
-    if first:
+    is_first_rank = trainer.is_global_zero
+    # 1. lock the run, and read run.json and eval.json now: if one is damaged, this raises before the evaluation
+    if is_first_rank:
         run.acquire()
     try:
-        # the metrics are added to these: if they are damaged, refuse now
         run.record()
         run.evaluations()
-        step = load(checkpoint)["global_step"] - 1  # as Lightning counts: from 0
+
+        # 2. evaluate the checkpoint, and log the metrics at its step
+        step = load(checkpoint)["global_step"] - 1  # Lightning counts from 0
         metrics = evaluate_checkpoint(job, split, checkpoint)
         if not metrics:
-            raise BadInput(f"{type(job.model).__name__} logs no score of the {split} split: call self.log in its step.")
-        if first:
+            step_name = {"val": "validation_step", "test": "test_step"}[split]
+            raise BadInput(
+                f"{type(job.model).__name__} logs no metric on the {split} split: call self.log in {step_name}."
+            )
+        if is_first_rank:
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=step)
     finally:
         finish_wandb(0)
         run.release()
-    if first:
+
+    # 3. print the metrics and where the predictions are
+    if is_first_rank:
         print_metrics(job, split, metrics, name)
         if split == "test":
             count = run.record()["test_evaluations"]
@@ -60,20 +67,22 @@ def evaluate(job: Job, split: str, name: str) -> None:
 
 
 def evaluate_checkpoint(job: Job, split: str, checkpoint: Path) -> dict[str, float]:
-    """Load a checkpoint, evaluate it on a split, and leave eval.json and the predictions in the run directory.
+    """Evaluate a checkpoint on a split, and write eval.json and the predictions to the run directory.
 
     Args:
         job: model, data, trainer and run.
         split: "val" or "test".
-        checkpoint: the weights to evaluate.
+        checkpoint: the checkpoint to load.
 
     Returns:
-        The metrics by name.
+        Metrics by name.
     """
     trainer = job.trainer
+
+    # evaluate without Lightning's logging: it would log at the step of the trainer, not of the checkpoint
     connector: Any = trainer._logger_connector
     log = connector.log_eval_end_metrics
-    connector.log_eval_end_metrics = lambda metrics: None  # they are of the checkpoint, not of the last step
+    connector.log_eval_end_metrics = lambda metrics: None
     method = {"val": trainer.validate, "test": trainer.test}[split]
     try:
         with explain_mismatched_weights(checkpoint):
@@ -82,6 +91,8 @@ def evaluate_checkpoint(job: Job, split: str, checkpoint: Path) -> dict[str, flo
             )
     finally:
         connector.log_eval_end_metrics = log
+
+    # write eval.json; the callback EvaluationResults has written the predictions
     metrics = {name: float(value) for result in results for name, value in result.items()}
     if trainer.is_global_zero:
         numbers = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # JSON has no NaN
@@ -92,7 +103,14 @@ def evaluate_checkpoint(job: Job, split: str, checkpoint: Path) -> dict[str, flo
 
 
 def print_metrics(job: Job, split: str, metrics: dict[str, float], checkpoint: str) -> None:
-    """Print the metrics of a split and, if the model writes texts, some of them, spread evenly over the split."""
+    """Print the metrics of a split and, if the model generates text, `SAMPLES` evenly spaced texts of the split.
+
+    Args:
+        job: the trainer and the run directory with the predictions.
+        split: "val" or "test".
+        metrics: metrics by name.
+        checkpoint: "best" or "last", for the printed text.
+    """
     predictions = job.run.path / "predictions" / f"{split}.parquet"
     count = callback_of(job.trainer, EvaluationResults).count
     if count and "text" in pyarrow.parquet.read_schema(predictions).names:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in the run directory: the scores and every prediction."""
+"""Callbacks that write the predictions of an evaluation and count the evaluations on the test split."""
 
 import sys
 from pathlib import Path
@@ -15,26 +15,27 @@ from litlab.training.ranks import gather
 
 
 class EvaluationResults(Callback):
-    """Collects what validation and test steps return, over all processes, and writes it to predictions/<split>.parquet.
+    """Collects the outputs of the evaluation steps from all ranks and writes them to predictions/<split>.parquet.
 
-    It relies on the step contract alone: a step returns a dict of `id`, `target`, and `prediction` with
-    `probabilities`, or `text`; each a tensor or list whose first dimension is the batch. Validations inside a training
-    are not collected. What breaks the contract is not written, and a line says so: scores do not depend on it.
+    A step returns a dict of `id`, `target`, and either `prediction` and `probabilities`, or `text`. Each value is a
+    tensor or list whose first dimension is the batch. If an output has another form, a message is
+    printed and no predictions are written; the metrics stay valid. Outputs of validations during training are not
+    collected.
     """
 
     def __init__(self) -> None:
         self._outputs: list[dict[str, Any]] = []
-        self._broken = False
-        self.count: int | None = None  # examples of the last evaluation
+        self._invalid = False  # whether an output had another form
+        self.count: int | None = None  # examples of the last evaluation; None if no predictions were written
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        """Keep a step's output."""
+        """Collect the output of a step."""
         if trainer.state.fn == "validate":
-            self._keep(outputs)
+            self._collect(outputs)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        """Keep a step's output."""
-        self._keep(outputs)
+        """Collect the output of a step."""
+        self._collect(outputs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the predictions."""
@@ -45,25 +46,28 @@ class EvaluationResults(Callback):
         """Write the predictions."""
         self._write(trainer, "test")
 
-    def _keep(self, outputs: Any) -> None:
+    def _collect(self, outputs: Any) -> None:
         if isinstance(outputs, dict) and "id" in outputs and len({_length(value) for value in outputs.values()}) == 1:
             self._outputs.append({name: _to_cpu(value) for name, value in outputs.items()})
         else:
-            self._broken = True
+            self._invalid = True
 
     def _write(self, trainer: Trainer, split: str) -> None:
-        broken, self._broken = self._broken, False
+        # if there are no valid outputs, print a message
+        invalid, self._invalid = self._invalid, False
         self.count = None
-        if broken or not self._outputs:
+        if invalid or not self._outputs:
             self._outputs = []
             print(
-                "no predictions written: steps must return a dict of id, target, prediction, ... per example",
+                "no predictions written: validation and test steps must return a dict of id, target, prediction, ...",
                 file=sys.stderr,
             )
             return
+
+        # gather the columns of all ranks in one table, sorted by example id
         columns = {name: _join([output[name] for output in self._outputs]) for name in self._outputs[0]}
         self._outputs = []
-        tables = [pyarrow.table(of_rank) for of_rank in gather(trainer, columns)]
+        tables = [pyarrow.table(part) for part in gather(trainer, columns)]
         table = pyarrow.concat_tables(tables).sort_by("id")
         self.count = len(table)
         if trainer.is_global_zero:
@@ -74,31 +78,35 @@ class EvaluationResults(Callback):
 
 
 class CountTestEvaluations(Callback):
-    """Counts the evaluations on the test split in run.json: before the first batch, so that none is lost, and not before model and data fit."""
+    """Counts the evaluations on the test split in run.json.
+
+    An evaluation is counted before its first batch, so that an interrupted one is counted too, and after the weights are
+    loaded, so that one that fails because the weights do not match the model is not counted.
+    """
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count this one."""
+        """Increase the count."""
         if trainer.is_global_zero:
             run = RunDirectory(Path(trainer.default_root_dir))
             run.update_record(test_evaluations=run.record().get("test_evaluations", 0) + 1)
 
 
 def _length(value: Any) -> int | None:
-    """Examples in a column of a batch; None if it is not one."""
+    """Return the number of examples in a column of a batch; None if the value is not a column."""
     if torch.is_tensor(value):
         return len(value) if value.ndim in (1, 2) else None
     return len(value) if isinstance(value, list) else None
 
 
 def _to_cpu(value: Any) -> Any:
-    """The column outside the device, in a number format that numpy has."""
+    """Return a column on the CPU, in a dtype that NumPy supports."""
     if not torch.is_tensor(value):
         return value
     return (value.float() if value.dtype == torch.bfloat16 else value).cpu()
 
 
 def _join(parts: list[Any]) -> Any:
-    """One column from the parts of all batches; rows of more than one number become lists."""
+    """Concatenate the parts of a column; rows with more than one number become lists."""
     if not torch.is_tensor(parts[0]):
         return [value for part in parts for value in part]
     column = torch.cat(parts)

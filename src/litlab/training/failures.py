@@ -1,4 +1,4 @@
-"""Errors of libraries during a training or an evaluation, turned into one sentence."""
+"""Turns library errors during training and evaluation into one-sentence messages."""
 
 import errno
 import re
@@ -14,17 +14,17 @@ from litlab.runs.directory import RunDirectory
 from litlab.training.interrupts import INTERRUPTED
 
 UNWRITABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-# what Lightning says of settings with errors of other kinds
+# messages about wrong settings that Lightning raises as ValueError or RuntimeError
 MISCONFIGURED = ("`val_check_interval`", "Early stopping conditioned on metric")
 
 
 @contextmanager
 def explain_misconfiguration() -> Iterator[None]:
-    """Turn Lightning's errors about settings that fit neither each other nor this machine into bad input.
+    """Turn Lightning's errors about settings that do not work together or on this machine into `BadInput`.
 
     Raises:
-        BadInput: for a MisconfigurationException and what should be one, or a package that an option needs and that is not
-            installed.
+        BadInput: for a MisconfigurationException, for an error with a message in `MISCONFIGURED`, or if a package that
+            an option needs is not installed.
     """
     try:
         yield
@@ -40,10 +40,13 @@ def explain_misconfiguration() -> Iterator[None]:
 
 @contextmanager
 def explain_mismatched_weights(checkpoint: Path | None) -> Iterator[None]:
-    """Turn torch's error about weights that do not fit the model into bad input.
+    """Turn torch's error about weights that do not match the model into `BadInput`.
+
+    Args:
+        checkpoint: the file that is loaded; None: do not change the error.
 
     Raises:
-        BadInput: with the names of the weights.
+        BadInput: with the checkpoint and the first mismatch.
     """
     try:
         yield
@@ -53,48 +56,50 @@ def explain_mismatched_weights(checkpoint: Path | None) -> Iterator[None]:
         wrong, *others = (" ".join(problem.split()) for problem in str(error).split("\n\t")[1:])
         more = f" and {len(others)} more" if others else ""
         raise BadInput(
-            f"{checkpoint} holds another model than the configuration describes: {wrong[:200].rstrip('. ')}{more}; use the model settings "
-            "that it was trained with."
+            f"{checkpoint} does not match the configured model: {wrong[:200].rstrip('. ')}{more}; use the model "
+            "settings that it was trained with."
         ) from error
 
 
 @contextmanager
 def explain_unwritable_run(run: RunDirectory) -> Iterator[None]:
-    """Turn errors of writing to the run directory into one sentence.
+    """Turn write errors in the run directory into `BadInput`.
 
     Raises:
-        BadInput: if it has vanished, became read-only or is on a full disk.
+        BadInput: if the run directory was removed, is read-only or is on a full disk.
     """
     try:
         yield
     except OSError as error:
         if not run.path.is_dir():
             raise BadInput(
-                f"the run directory {run.path} has vanished while the run was alive: nothing more can be saved."
+                f"the run directory {run.path} was removed or renamed during training: move it back and continue "
+                "the run, or start a new run."
             ) from error
         if error.errno in UNWRITABLE or str(error.filename).startswith(str(run.path)):
             raise BadInput(
-                f"{error.filename or run.path} cannot be written ({error.strerror}): make the disk writable and continue the run."
+                f"{error.filename or run.path} cannot be written ({error.strerror}): make the disk writable, then "
+                "continue the run."
             ) from error
         raise
 
 
 @contextmanager
 def explain_dead_worker() -> Iterator[None]:
-    """Explain that a worker process of a dataloader died.
+    """Turn the error about a killed dataloader worker into a printed message and exit status 75.
 
     Raises:
-        SystemExit: with status 75 if it has: the run can be continued.
+        SystemExit: with status 75, which means that the run can be continued.
     """
     try:
         yield
     except (RuntimeError, ConnectionError) as error:
-        # torch reports it wherever the signal arrives: what it interrupts may raise an error of its own
+        # torch raises this error in a signal handler; the interrupted code may raise a second error from it
         chain: list[BaseException] = [error]
         while cause := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(cause)
         found = [match for one in chain if (match := re.search(r"DataLoader worker \(pid.*?\) .*", str(one)))]
         if not found:
             raise
-        print(f"litlab: a process that loads data has died, often for lack of memory: {found[0][0]}", file=sys.stderr)
+        print(f"litlab: a dataloader worker was killed, often because memory ran out: {found[0][0]}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from error

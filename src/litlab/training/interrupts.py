@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, answered where nothing is lost."""
+"""Handles SIGTERM and Ctrl-C: the training stops between two steps, so that no work is lost."""
 
 import contextlib
 import math
@@ -9,27 +9,27 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-INTERRUPTED = 75  # exit status; EX_TEMPFAIL of sysexits.h: try again
+INTERRUPTED = 75  # exit status: EX_TEMPFAIL of sysexits.h, try again
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PATIENCE_SECONDS = 10  # for the step that is under way; a cluster kills 30 seconds after it has asked
-ECHO_SECONDS = 2  # make and the like pass a signal on that litlab has had already
+STEP_TIMEOUT = 10  # seconds for the current step; clusters send SIGKILL 30 seconds after SIGTERM
+DUPLICATE_WINDOW = 2  # seconds in which a repeated signal is ignored; make, for example, forwards Ctrl-C
 
 
 class Interrupted(SystemExit):
-    """A training that was asked to stop has saved its state and stops."""
+    """Raised after a training that was asked to stop has saved its state."""
 
 
 class Interrupts:
-    """Turns SIGTERM and Ctrl-C into a request while `patient`, and into KeyboardInterrupt otherwise.
+    """Turns SIGTERM and Ctrl-C into a request to stop while `deferred` is set, and into KeyboardInterrupt otherwise.
 
-    Whoever is patient looks at `requested` often, saves, and raises `Interrupted`. A second signal does not wait for
-    that, and neither does a step that takes longer than 10 seconds: then the last checkpoint is what remains.
+    Code that sets `deferred` checks `requested` often, saves, and raises `Interrupted`. A second signal, or a step that
+    takes longer than 10 seconds, raises KeyboardInterrupt without saving: the run continues from its last checkpoint.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self.patient = False
-        self._received = -math.inf  # when
+        self.deferred = False
+        self._received = -math.inf  # time of the last signal, in seconds
         self._original: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -44,23 +44,25 @@ class Interrupts:
             signal.signal(number, handler)
 
     def cancel_timeout(self) -> None:
-        """Stop the timer that ends a step that takes too long: the request is being answered."""
+        """Cancel the timer that raises KeyboardInterrupt if the current step takes too long."""
         if threading.current_thread() is threading.main_thread():
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: request to stop, or raise KeyboardInterrupt."""
         now, before = time.monotonic(), self._received
         self._received = now
-        if now - before < ECHO_SECONDS:
+        if now - before < DUPLICATE_WINDOW:
             return
-        if self.requested or not self.patient:
+        if self.requested or not self.deferred:
             raise KeyboardInterrupt
         self.requested = True
         self._original.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._end_step))
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
-        with contextlib.suppress(OSError, RuntimeError):  # whoever reads it may have got the signal too
+        signal.setitimer(signal.ITIMER_REAL, STEP_TIMEOUT)
+        with contextlib.suppress(OSError, RuntimeError):  # stderr may be closed, or in use by the interrupted code
             print(
-                f"\n{signal.Signals(number).name}: stopping after this step; once more stops at once", file=sys.stderr
+                f"\n{signal.Signals(number).name}: stopping after this step; send it again to stop at once",
+                file=sys.stderr,
             )
 
     def _end_step(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Loggers: metrics.csv in the run directory, which every run has, and Weights & Biases."""
+"""Loggers for metrics.csv, which every run directory contains, and for Weights & Biases."""
 
 import csv
 import io
@@ -21,16 +21,16 @@ from litlab.files import write_atomically
 
 WandbMode = Literal["online", "offline", "disabled"]
 
-STEP = "trainer/global_step"  # W&B's x-axis; set here, because Lightning 2.7 may use another name
-EMPTY_LOG = 7  # bytes: the header alone
-SYNC_TIMEOUT = 60  # seconds
+STEP = "trainer/global_step"  # name of W&B's x-axis; set here because Lightning 2.7 may change its own
+EMPTY_LOG = 7  # size of a log file with only a header, in bytes
+SYNC_TIMEOUT = 60  # seconds to upload earlier offline logs
 
 
 class MetricsCsv(Logger):
-    """Appends every logged number to metrics.csv: a row per call, a column per name.
+    """Appends logged metrics to metrics.csv: one row per call, one column per name.
 
-    Lightning's CSVLogger deletes the file of an earlier run in the same folder; this one continues it. A name that was
-    not logged before rewrites the file, atomically.
+    If the file exists, Lightning's CSVLogger deletes it, and this logger appends to it. For a new name, it rewrites the
+    file atomically with one more column.
 
     Args:
         save_dir: the run directory.
@@ -54,12 +54,17 @@ class MetricsCsv(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run directory. If this is the first logger, it is the trainer's `log_dir`, where profilers write."""
+        """The run directory. If this is the first logger, it is also `trainer.log_dir`, where profilers write."""
         return str(self._file.parent)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row."""
+        """Append one row.
+
+        Args:
+            metrics: values by name.
+            step: training step, counted from 0.
+        """
         row = {"step": step, **metrics}
         if not self._columns:
             header, *rows = self._rows() or [[]]
@@ -72,14 +77,14 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: config.yaml has the hyperparameters."""
+        """Do nothing: config.yaml contains the hyperparameters."""
 
     def size(self) -> tuple[int, int]:
-        """Number of rows and columns, as `truncate` takes them."""
+        """Return the numbers of rows and columns, which are the arguments of `truncate`."""
         return self._count, len(self._columns)
 
     def truncate(self, rows: int, columns: int) -> None:
-        """Drop what was logged after the checkpoint from which the run continues.
+        """Remove the rows and columns that were logged after the checkpoint from which the run continues.
 
         Args:
             rows: number of rows to keep.
@@ -87,7 +92,10 @@ class MetricsCsv(Logger):
         """
         content = self._rows()
         if (found := max(0, len(content) - 1)) < rows:
-            print(f"{self._file} has lost rows: {found} of {rows} are there", file=sys.stderr)
+            print(
+                f"{self._file} has only {found} of the {rows} rows that were logged before the checkpoint; the others are lost",
+                file=sys.stderr,
+            )
         kept = [row[:columns] for row in content[: rows + 1]] if columns else []
         self._replace(kept)
         self._columns, self._count = (kept[0] if kept else []), max(0, len(kept) - 1)
@@ -99,6 +107,7 @@ class MetricsCsv(Logger):
             return list(csv.reader(file))
 
     def _add_columns(self, new: list[str]) -> None:
+        """Rewrite the file with more columns, which are empty in the existing rows."""
         self._columns += new
         rows = [row + [""] * (len(self._columns) - len(row)) for row in self._rows()[1:]]
         self._replace([self._columns, *rows])
@@ -110,17 +119,17 @@ class MetricsCsv(Logger):
 
 
 class Wandb(WandbLogger):
-    """Weights & Biases: online if credentials are configured, offline otherwise, without prompts and without hanging.
+    """A Weights & Biases logger that never prompts: online if credentials are configured, otherwise offline.
 
-    An offline run is complete: `wandb sync` sends it later, `wandb leet` shows it in the terminal. The id of the W&B run is
-    the name of the run directory, its config is the run's config.yaml.
+    An offline run is complete: `wandb sync` uploads it later, and `wandb leet` shows it in the terminal. The W&B run id
+    is the name of the run directory, and the W&B config is the content of config.yaml.
 
     Args:
         project: name of the W&B project.
         mode: online, offline or disabled; null: $WANDB_MODE, else online if credentials are configured, else offline.
         connect_timeout: seconds to wait for the W&B server before the run goes offline.
-        finish_timeout: most seconds that the end of a run waits for uploads; the data stay on disk.
-        save_dir: the run directory; set by the command line.
+        finish_timeout: maximum seconds to wait for uploads at the end of a run. All data stay on disk.
+        save_dir: the run directory. The command line sets it.
     """
 
     def __init__(
@@ -142,7 +151,7 @@ class Wandb(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The wandb run, which starts at first use."""
+        """The W&B run. It starts at the first use of this property."""
         if self._experiment is None:
             import wandb
 
@@ -159,37 +168,38 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the W&B run starts with the whole config."""
+        """Do nothing: the W&B run starts with the full configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log one row, with the step as a column of it."""
+        """Log one row to W&B, with the step as the column `STEP`."""
         super().log_metrics(metrics if step is None else {**metrics, STEP: step})
 
-    def _send_fragments(self) -> None:
-        """Send what earlier processes of a resumed run logged offline, so that rows arrive in their order."""
+    def _sync_offline_logs(self) -> None:
+        """Upload the logs of earlier offline processes of this run, so that W&B gets the rows in order."""
         logs = self._folder.glob("wandb/offline-run-*/run-*.wandb")
-        unsent = [log for log in logs if not log.with_name(f"{log.name}.synced").exists()]
-        if unsent:
-            print("W&B: sending what was logged offline", file=sys.stderr)
-            command = [sys.executable, "-m", "wandb", "sync", *(str(log.parent) for log in sorted(unsent))]
+        pending = [log for log in logs if not log.with_name(f"{log.name}.synced").exists()]
+        if pending:
+            print("W&B: uploading offline logs", file=sys.stderr)
+            command = [sys.executable, "-m", "wandb", "sync", *(str(log.parent) for log in sorted(pending))]
             with suppress(subprocess.TimeoutExpired):
                 subprocess.run(command, capture_output=True, timeout=SYNC_TIMEOUT)
-        if any(not log.with_name(f"{log.name}.synced").exists() for log in unsent):
+        if any(not log.with_name(f"{log.name}.synced").exists() for log in pending):
             command_line = f"wandb sync {self._folder}/wandb/offline-run-*"
-            print(f"W&B: not all could be sent; {command_line} sends it later", file=sys.stderr)
+            print(f"W&B: some offline logs are not uploaded; upload them with {command_line}", file=sys.stderr)
 
     def _begin(self, mode: WandbMode) -> None:
+        """Start the W&B run."""
         import wandb
 
-        # of processes that were killed at once: wandb sync stops at an empty log
+        # 1. remove the empty logs of killed processes, because wandb sync stops at them; upload earlier offline logs
         for log in self._folder.glob("wandb/*run-*/run-*.wandb"):
             if log.stat().st_size <= EMPTY_LOG:
                 shutil.rmtree(log.parent)
         if mode == "online":
-            self._send_fragments()
+            self._sync_offline_logs()
 
-        # the arguments of wandb.init
+        # 2. start the W&B run
         config = yaml.safe_load((self._folder / "config.yaml").read_text())
         config["git_commit"] = json.loads((self._folder / "run.json").read_text())["git"]["commit"]
         self._wandb_init["mode"] = mode
@@ -197,14 +207,14 @@ class Wandb(WandbLogger):
         self._wandb_init["settings"] = wandb.Settings(
             init_timeout=self._connect_timeout,
             finish_timeout=self._finish_timeout,
-            disable_git=True,  # code.patch of the run directory has the uncommitted changes, without secrets
-            x_transaction_log_flush_interval=2,  # seconds; a killed process loses 15 with W&B's default
-            silent=mode != "online",  # the line printed above is enough; online, W&B's warnings stay
-            quiet=True,  # otherwise init asks the server for the user's name first, without init_timeout
+            disable_git=True,  # the run directory has the uncommitted changes in code.patch, without secrets
+            x_transaction_log_flush_interval=2,  # seconds lost if the process is killed; W&B's default is 15
+            silent=mode != "online",  # if offline, the line printed by `experiment` is enough
+            quiet=True,  # otherwise init first requests the user's name from the server, without init_timeout
         )
         super().experiment  # noqa: B018  # Lightning's property calls wandb.init
 
-        # the x-axis of all charts, and which value of the monitored metric is the summary
+        # 3. set the x-axis of all charts, and the best value of the monitored metric as its summary
         self.experiment.define_metric(STEP)
         self.experiment.define_metric("*", step_metric=STEP, step_sync=True)
         monitor, best = config["checkpoint"]["monitor"], config["checkpoint"]["mode"]
@@ -213,10 +223,10 @@ class Wandb(WandbLogger):
 
 
 def choose_mode(mode: WandbMode | None) -> tuple[WandbMode, str]:
-    """The mode of W&B and the reason, from this machine's settings alone: no prompt, no request.
+    """Return the W&B mode and the reason. It reads local settings only: no prompt, no request to the server.
 
     Args:
-        mode: as configured; None to choose.
+        mode: the configured mode; None to choose one.
     """
     if mode:
         return mode, "as configured"
@@ -224,17 +234,21 @@ def choose_mode(mode: WandbMode | None) -> tuple[WandbMode, str]:
         return ("offline" if named == "dryrun" else named), "WANDB_MODE"  # type: ignore[return-value]
     import wandb
 
-    # silent: otherwise login asks the server for the user's name, to print it
+    # silent: otherwise login requests the user's name from the server to print it
     wandb.setup(settings=wandb.Settings(silent=True))
     try:
         if wandb.login(prompt=False, verify=False):
             return "online", "credentials found"
     except wandb.errors.AuthenticationError as error:
         return "offline", str(error)
-    return "offline", "no credentials; wandb login, or wandb sync later"
+    return "offline", "no credentials; log in with wandb login, or upload later with wandb sync"
 
 
 def finish_wandb(exit_code: int) -> None:
-    """End the W&B run, if there is one, and wait for its uploads as long as the logger allows."""
+    """End the W&B run, if one was started, and wait for its uploads for at most the logger's `finish_timeout`.
+
+    Args:
+        exit_code: exit status for W&B; 0 if the run succeeded.
+    """
     if (wandb := sys.modules.get("wandb")) and getattr(wandb, "run", None):
         wandb.finish(exit_code=exit_code)

@@ -1,4 +1,4 @@
-"""Which number format a training uses, and gradient clipping that works with it."""
+"""The precision of a training, and gradient clipping under bfloat16."""
 
 from typing import Any
 
@@ -10,20 +10,23 @@ NATIVE_BF16_ON_CPU = ("avx512_bf16", "amx_bf16")
 
 
 def device_type(accelerator: Any) -> str:
-    """The device that Lightning's `accelerator` argument leads to here: "cuda", "mps" or "cpu"."""
-    wanted = str(accelerator).lower()
-    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    """Return the device type that Lightning's `accelerator` selects on this machine: "cuda", "mps" or "cpu"."""
+    name = str(accelerator).lower()
+    if name in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "cuda"
-    if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+    if name in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "mps"
     return "cpu"
 
 
 def choose_precision(device: str) -> tuple[str, str]:
-    """The precision that the hardware is good at, as Lightning names it, and the reason in a few words.
+    """Return Lightning's name of the precision for a device, and the reason: bfloat16 if the hardware supports it.
 
-    bfloat16 needs no loss scaling and is several times faster in matrix products, but only where the hardware has it:
-    emulated it is slower than float32.
+    bfloat16 needs no loss scaling, and its matrix products are several times faster than those of float32. Emulated
+    bfloat16 is slower than float32.
+
+    Args:
+        device: "cuda", "mps" or "cpu".
     """
     if device == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -38,20 +41,21 @@ def choose_precision(device: str) -> tuple[str, str]:
 
 
 class Bf16Mixed(MixedPrecision):
-    """bfloat16 autocast without two limits of Lightning 2.6.6.
+    """bfloat16 autocast without two limitations of Lightning 2.6.6.
 
-    Lightning refuses to clip gradients if the optimizer is fused (its issue 21435), which is right for scaled float16
-    gradients only: bfloat16 has no scaler. And it re-casts every weight at every use because it switches autocast's
-    cache off (its issue 21611), so that a decoder casts its weights once per generated token.
+    - Lightning raises an error if the gradients of a fused optimizer are clipped (issue 21435). The limitation applies
+      only to scaled float16 gradients; bfloat16 needs no scaling.
+    - Lightning disables the cache of autocast (issue 21611). Without the cache, each weight is cast at every use, in a
+      decoder once per generated token.
     """
 
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
 
     def clip_gradients(self, optimizer: Optimizer, clip_val: int | float = 0.0, *args: Any, **kwargs: Any) -> None:
-        """Clip as Lightning does for float32."""
+        """Clip the gradients as Lightning does for float32."""
         super(MixedPrecision, self).clip_gradients(optimizer, clip_val, *args, **kwargs)
 
     def autocast_context_manager(self) -> torch.autocast:
-        """Autocast that keeps the cast weights until it is left."""
+        """Return an autocast context that caches cast weights until the context ends."""
         return torch.autocast(self.device, dtype=torch.bfloat16, cache_enabled=True)

@@ -1,4 +1,4 @@
-"""Opens the run directory of a training, and records in run.json how the training ends."""
+"""Opens the run directory of a training, and writes the state and the end of the training to run.json."""
 
 import hashlib
 import shlex
@@ -19,10 +19,10 @@ from litlab.training.ranks import is_child
 
 
 def open_run(job: Job) -> None:
-    """Create the run directory, or continue a run whose directory is locked.
+    """Create the run directory, or prepare an existing one, which is locked, to continue its run.
 
     Raises:
-        BadInput: if the data differ from those that the run was started with.
+        BadInput: if the data have changed since the run was started.
     """
     run, start = job.run, job.start
     if not run.is_locked:
@@ -30,7 +30,7 @@ def open_run(job: Job) -> None:
         run.create(job.config, {**opening_record(job), "parent": start.parent}, job.project, start.copied)
         length = load(start.checkpoint)["litlab"]["metrics_csv"] if start.checkpoint else None
     else:
-        # a run that continues: refuse other data before run.json changes
+        # an existing run: compare the data before run.json is changed
         record = run.record()
         run.tidy()
         _refuse_other_data(job, record)
@@ -41,17 +41,17 @@ def open_run(job: Job) -> None:
         resumed = [*record.get("resumed", []), {"at": now(), "step": step, "command": command_line(job.arguments)}]
         run.update_record(status="running", ended=None, resumed=resumed)
         print(f"continuing {short_path(run.path)} from step {step:,}", file=sys.stderr)
-    # metrics.csv ends at the checkpoint
+    # remove the metrics that were logged after the checkpoint
     for logger in job.trainer.loggers:
         if isinstance(logger, MetricsCsv) and length:
             logger.truncate(*length)
 
 
 def _refuse_other_data(job: Job, record: dict[str, Any]) -> None:
-    """Compare the data with those that the run was started with.
+    """Raise an error if the data have changed since the run was started.
 
     Raises:
-        BadInput: if they differ, with the differences.
+        BadInput: with the differences.
     """
     before, after = record.get("data_fingerprint"), getattr(job.datamodule, "fingerprint", None)
     if before is None or before == after:
@@ -64,12 +64,12 @@ def _refuse_other_data(job: Job, record: dict[str, Any]) -> None:
 
 
 def _report_changes(record: dict[str, Any]) -> None:
-    """Print changes of packages and hardware, after which results may not be bit-identical."""
+    """Print a warning if packages or hardware have changed since the run was started."""
     here = machine()
     before = {name: record.get(name, {}) for name in here}
     if changes := differences(before, here):
         print(
-            f"attention  changed since the run started: {describe_differences(changes)}; "
+            f"warning: packages or hardware have changed since the run started: {describe_differences(changes)}; "
             "results may not be bit-identical",
             file=sys.stderr,
         )
@@ -77,13 +77,13 @@ def _report_changes(record: dict[str, Any]) -> None:
 
 @contextmanager
 def record_outcome(job: Job, new: bool) -> Iterator[None]:
-    """Record in run.json how a training ends: finished, failed, stopped or interrupted.
+    """Write to run.json how a training ended: finished, failed, stopped or interrupted.
 
-    A new run that ends before its first step because of bad input is removed.
+    If bad input ends a new run before its first step, the run directory is removed.
 
     Args:
         job: the training.
-        new: whether this training has created the run.
+        new: whether this training has created the run directory.
 
     Raises:
         SystemExit: with status 75 if the training was interrupted.
@@ -93,6 +93,7 @@ def record_outcome(job: Job, new: bool) -> Iterator[None]:
         yield
         status, exit_code = "finished", 0
     except BadInput as error:
+        # a disk problem (OSError) does not remove the run: it can continue later
         first_step = (job.start.parent or {}).get("step", 0)
         remove = new and job.trainer.global_step <= first_step and not isinstance(error.__cause__, OSError)
         raise
@@ -101,10 +102,12 @@ def record_outcome(job: Job, new: bool) -> Iterator[None]:
         raise SystemExit(0 if is_child() else INTERRUPTED) from None
     except StoppedByGuard:
         status, exit_code = "stopped", 3
+        # rank 0 raises the same error; if this process failed first, Lightning would kill rank 0
         if is_child():
             raise SystemExit(0) from None
         raise
     finally:
+        # also after other errors, which leave the status "failed"
         if job.trainer.is_global_zero:
             _close(job, status, exit_code, remove)
 
@@ -112,8 +115,8 @@ def record_outcome(job: Job, new: bool) -> Iterator[None]:
 def _close(job: Job, status: str, exit_code: int, remove: bool) -> None:
     """Write the status to run.json, end the W&B run, unlock the run, and print how to continue it."""
     if status == "finished":
-        finish_wandb(exit_code)  # before run.json: a run that is killed while W&B uploads is not finished yet
-    with suppress(OSError):  # an earlier write has reported a full or missing disk
+        finish_wandb(exit_code)  # before run.json: a run that is killed during the upload is not marked as finished
+    with suppress(OSError):  # a full or missing disk was already reported by an earlier write
         job.run.update_record(status=status, ended=now(), **data_record(job))
     if status != "finished":
         finish_wandb(exit_code)
@@ -145,11 +148,11 @@ def opening_record(job: Job) -> dict[str, Any]:
 
 
 def data_record(job: Job) -> dict[str, Any]:
-    """Return the description of the data for run.json: fingerprint, the facts it is computed from, and class names."""
+    """Return the data's entries in run.json: fingerprint, the facts that it is computed from, and class names."""
     names = {"data_fingerprint": "fingerprint", "data": "facts", "class_names": "class_names"}
     return {key: getattr(job.datamodule, name, None) for key, name in names.items()}
 
 
 def command_line(arguments: list[str]) -> str:
-    """Return the command as a line for the shell."""
+    """Return the command of this training as a shell command line."""
     return shlex.join(["litlab", "fit", *arguments])

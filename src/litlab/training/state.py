@@ -1,4 +1,4 @@
-"""State that Lightning's checkpoints lack: random number generators, and metrics and means that are not finished."""
+"""Reads and sets state that Lightning does not save: random number generators, unfinished metrics and means."""
 
 import random
 from dataclasses import fields
@@ -14,7 +14,7 @@ State = dict[str, Any]
 
 
 def random_state() -> State:
-    """The state of all global random number generators, as plain values and tensors."""
+    """Return the state of all global random number generators, as plain values and tensors."""
     version, numbers, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=False)
     key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
@@ -27,28 +27,28 @@ def random_state() -> State:
 
 
 def set_random_state(state: State) -> None:
-    """Make all global random number generators continue from `state`."""
+    """Set the state of all global random number generators."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     inner = state["numpy"]["state"]
     np.random.set_state({**state["numpy"], "state": {**inner, "key": inner["key"].numpy().astype(np.uint32)}})
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # another machine cannot be exact anyway
+    if len(state["cuda"]) == torch.cuda.device_count():  # with a different number of GPUs, the resume is not exact
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def metrics_of(module: LightningModule) -> list[tuple[str, Metric]]:
-    """The metrics of a module by name; those of a finished validation are empty."""
+    """Return the names and metrics of a module."""
     return [(name, child) for name, child in module.named_modules() if isinstance(child, Metric)]
 
 
 def metric_state(metric: Metric) -> State:
-    """What a metric has accumulated."""
+    """Return the accumulated state of a metric."""
     return {"states": dict(metric.metric_state), "count": metric._update_count}
 
 
 def set_metric_state(metric: Metric, state: State) -> None:
-    """Let a metric continue from what `metric_state` gave."""
+    """Set the state of a metric to one from `metric_state`."""
     device = metric.device
     for name, value in state["states"].items():
         setattr(metric, name, [part.to(device) for part in value] if isinstance(value, list) else value.to(device))
@@ -56,7 +56,7 @@ def set_metric_state(metric: Metric, state: State) -> None:
 
 
 def mean_state(mean: _ResultMetric) -> State:
-    """What Lightning has accumulated for one name that is logged with `on_epoch=True`, as plain values and tensors."""
+    """Return the accumulated mean of a value logged with `on_epoch=True`, as plain values and tensors."""
     meta = mean.meta
     plain = {
         field.name: getattr(meta, field.name) for field in fields(meta) if field.name not in ("reduce_fx", "_sync")
@@ -71,7 +71,7 @@ def mean_state(mean: _ResultMetric) -> State:
 
 
 def unfinished_mean(trainer: Trainer, state: State) -> _ResultMetric:
-    """A mean that continues from what `mean_state` gave."""
+    """Create a mean with a state from `mean_state`."""
     meta = _Metadata(**state["meta"])
     meta.sync = _Sync(
         _should=state["sync"]["should"], fn=trainer.strategy.reduce, rank_zero_only=state["sync"]["rank_zero_only"]

@@ -1,4 +1,4 @@
-"""The training loss, logged without slowing the steps."""
+"""Logs the training loss without slowing down the steps."""
 
 import math
 from typing import Any
@@ -10,36 +10,37 @@ from litlab.training.ranks import gather, of_rank
 
 
 class TrainingLog(Callback):
-    """Logs train/loss, the mean over the examples or tokens since the last log, and train/loss_epoch, over the whole epoch.
+    """Logs train/loss, the mean loss since the last log, and train/loss_epoch, the mean loss over the epoch.
 
-    The sum stays on the device and is read every `trainer.log_every_n_steps` optimizer steps: `self.log` in every
-    training step costs more than the step of a small model, and reading the value each time makes a GPU wait. Batches
-    without `size` and `weight`, from a data module that does not use `TrainingBatches`, count as one example each.
+    The means are over examples or tokens. The sum stays on the device and is read every `trainer.log_every_n_steps`
+    optimizer steps: `self.log` at every step takes longer than a step of a small model, and reading the sum at every
+    step makes the CPU wait for the GPU. A batch without `size` and `weight`, from a data module that does not use
+    `TrainingBatches`, counts as one example.
     """
 
     def __init__(self) -> None:
-        self.loss = math.nan  # of the last log, for the progress bar
-        self._sum = torch.zeros(())
-        self._size = 0
+        self.loss = math.nan  # last logged value, for the progress bar
+        self._sum = torch.zeros(())  # since the last log, on the device
+        self._size = 0  # examples or tokens in the sum
         self._epoch_sum = 0.0
         self._epoch_size = 0.0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the sums of all processes."""
+        """Add the sums of all ranks to the checkpoint."""
         sums = (self.loss, self._sum, self._size, self._epoch_sum, self._epoch_size)
         checkpoint["training_log"] = gather(trainer, sums)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Continue the sums."""
+        """Restore the sums."""
         if sums := checkpoint.get("training_log"):
             self.loss, self._sum, self._size, self._epoch_sum, self._epoch_size = of_rank(trainer, sums)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum up where the losses are."""
+        """Move the sum to the device of the losses."""
         self._sum = self._sum.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin new sums."""
+        """Reset the sums."""
         self._sum = torch.zeros((), device=pl_module.device)
         self._size = 0
         self._epoch_sum = self._epoch_size = 0.0
@@ -47,12 +48,12 @@ class TrainingLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch's loss, and log at the steps that the trainer logs at."""
+        """Add the loss of the batch, and log every `trainer.log_every_n_steps` steps."""
         accumulation = trainer.accumulate_grad_batches
-        measured = isinstance(batch, dict) and {"size", "weight"} <= batch.keys()
-        size, weight = (batch["size"], batch["weight"]) if measured else (1, 1.0)
-        if weight and outputs and "loss" in outputs:  # a slice of weight zero repeats an example of another slice
-            # Lightning divided the loss by the accumulation, the model multiplied it by the weight: both are undone
+        has_size = isinstance(batch, dict) and {"size", "weight"} <= batch.keys()
+        size, weight = (batch["size"], batch["weight"]) if has_size else (1, 1.0)
+        if weight and outputs and "loss" in outputs:  # a batch of weight 0 repeats an example of another batch
+            # undo Lightning's division by accumulate_grad_batches and the model's multiplication by the weight
             self._sum.add_(outputs["loss"], alpha=size * accumulation / weight)
             self._size += size
         if (batch_idx + 1) % accumulation == 0 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -70,7 +71,7 @@ class TrainingLog(Callback):
             pl_module.log("train/loss_epoch", loss, logger=False)  # for callbacks that monitor it
 
     def _collect(self, trainer: Trainer) -> tuple[float, float]:
-        """The sum of losses and what they are summed over, of all processes since the last call."""
+        """Return the sum of losses and the number of examples or tokens since the last call, across ranks."""
         totals = torch.stack([self._sum, torch.tensor(float(self._size), device=self._sum.device)]).double()
         loss_sum, size = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         self._epoch_sum += loss_sum
@@ -81,6 +82,5 @@ class TrainingLog(Callback):
 
     def _log(self, trainer: Trainer, name: str, value: float) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(
-                {name: value, "epoch": trainer.current_epoch}, step=trainer.global_step - 1
-            )  # as Lightning counts: from 0
+            # Lightning counts steps from 0
+            logger.log_metrics({name: value, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)

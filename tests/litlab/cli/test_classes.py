@@ -1,4 +1,4 @@
-"""What the command line reads of classes: their options, and which setting follows which."""
+"""What the command line reads from classes: their options, and which setting is derived from which."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from litlab.cli.classes import import_class, links, parameters
 
 
 class Mixin:
-    """Something beside the model that takes nothing."""
+    """A base class without options."""
 
 
 class Extended(Mixin, SmallModel):
-    """A subclass with an option of its own."""
+    """A subclass with an additional option."""
 
     def __init__(self, extra: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -26,7 +26,7 @@ class Fixed(SmallModel):
         super().__init__(hidden=extra)
 
 
-def test_keyword_arguments_that_are_passed_on_are_options_too() -> None:
+def test_keyword_arguments_of_the_parent_class_are_options_too() -> None:
     options = parameters(Extended)
     assert options["extra"] == 3 and options["hidden"] == parameters(SmallModel)["hidden"]
     assert list(parameters(Fixed)) == ["extra"]
@@ -34,6 +34,6 @@ def test_keyword_arguments_that_are_passed_on_are_options_too() -> None:
     assert {"model.num_classes", "data.seed"} <= links(Extended, SmallData).keys()
 
 
-def test_a_class_is_imported_by_its_path_and_what_is_not_there_is_none() -> None:
+def test_a_class_is_imported_by_its_path_and_a_missing_one_gives_none() -> None:
     assert import_class("small.model.SmallModel") is SmallModel
     assert import_class("small.model.Nothing") is None and import_class("nowhere.Model") is None

@@ -1,4 +1,4 @@
-"""The commands as a user calls them: real trainings of a small model, each judged by what it leaves on disk."""
+"""The commands as a user calls them: trainings of a small model, checked by the files that they write."""
 
 import json
 import os
@@ -25,20 +25,20 @@ ONE_EPOCH = "--trainer.max_epochs=1"
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In-process runs keep W&B out: its session would outlive the test."""
+    """Disable W&B for runs in this process, because its session would outlive the test."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A project with one finished run of the real command, W&B included, and what the command printed."""
+    """A project with one finished run of the litlab command, including W&B, and the output of the command."""
     folder = small_project(tmp_path_factory.mktemp("trained") / "project")
-    return folder, run_litlab(folder, "fit", *SMALL, "--model.learning_rate=3e-3")
+    return folder, run_litlab(folder, "fit", *SMALL, "--model.learning_rate=3e-3", fresh=True)
 
 
 @pytest.fixture(scope="module")
 def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run of one epoch in one process."""
+    """A run of one epoch with one process."""
     folder = small_project(tmp_path_factory.mktemp("one_epoch") / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -46,7 +46,7 @@ def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         return fit(*SMALL, ONE_EPOCH)
 
 
-def test_a_training_leaves_the_whole_run_directory_and_says_what_is_next(
+def test_a_training_writes_the_whole_run_directory_and_prints_the_next_command(
     trained: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     project, done = trained
@@ -67,7 +67,7 @@ def test_a_training_leaves_the_whole_run_directory_and_says_what_is_next(
     assert not directory.is_alive()
 
 
-def test_config_yaml_repeats_the_run_bit_for_bit_and_holds_nothing_of_it(inside: Path, quiet: None) -> None:
+def test_config_yaml_repeats_the_run_bit_for_bit_and_contains_no_path_or_id_of_it(inside: Path, quiet: None) -> None:
     first = fit(*SMALL, "--seed_everything=3", ONE_EPOCH)
     text = (first.path / "config.yaml").read_text()
     assert first.id not in text and str(inside / "runs") not in text
@@ -78,7 +78,7 @@ def test_config_yaml_repeats_the_run_bit_for_bit_and_holds_nothing_of_it(inside:
     assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
 
 
-def test_seed_zero_is_a_seed_and_seeds_differ(inside: Path, quiet: None) -> None:
+def test_seed_zero_is_used_and_different_seeds_give_different_runs(inside: Path, quiet: None) -> None:
     zero, again, one = (fit(*SMALL, f"--seed_everything={seed}", ONE_EPOCH) for seed in (0, 0, 1))
     assert logged(zero, "train/loss") == logged(again, "train/loss") != logged(one, "train/loss")
     assert yaml.safe_load((zero.path / "config.yaml").read_text())["seed_everything"] == 0
@@ -111,11 +111,11 @@ def test_eval_on_the_test_split_is_counted_and_logged_to_the_same_run(
     assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in table["probabilities"])
     assert len((directory.path / "metrics.csv").read_text().splitlines()) == len(before) + 2
     assert logged(directory, "test/accuracy") == [pytest.approx(right / 200)] * 2
-    # one run in two parts, for wandb sync
+    # two offline logs of one W&B run, for wandb sync
     assert len(list((directory.path / "wandb").glob(f"offline-run-*-{directory.id}"))) == 2
 
 
-def test_eval_of_the_validation_split_does_not_count_as_one_of_the_test_split(inside: Path, quiet: None) -> None:
+def test_eval_on_the_validation_split_is_not_counted_as_a_test_evaluation(inside: Path, quiet: None) -> None:
     directory = fit(*SMALL, ONE_EPOCH)
     before = json.loads((directory.path / "eval.json").read_text())["val"]["metrics"]
     assert run("eval", [directory.id, "--split=val"]) == 0
@@ -124,7 +124,9 @@ def test_eval_of_the_validation_split_does_not_count_as_one_of_the_test_split(in
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--trainer.accumulate_grad_batches=3",)], ids=["plain", "three micro-batches"]
+    "options",
+    [(), pytest.param(("--trainer.accumulate_grad_batches=3",), marks=pytest.mark.slow)],
+    ids=["plain", "three micro-batches"],
 )
 def test_two_processes_equal_one_process(
     litlab: Command, project: Path, one_epoch: RunDirectory, options: tuple[str, ...]
@@ -143,8 +145,8 @@ def test_two_processes_equal_one_process(
     assert of_two["metrics"] == pytest.approx(of_one["metrics"], abs=1e-3)
 
 
-def test_last_is_the_last_checkpoint_and_best_the_best(inside: Path, quiet: None) -> None:
-    # the accuracy rises: with mode=min the first epoch is best
+def test_last_and_best_are_the_last_and_the_best_checkpoint(inside: Path, quiet: None) -> None:
+    # the accuracy rises, so with mode=min the first epoch is the best
     directory = fit(*SMALL, "--checkpoint.mode=min", "--trainer.max_epochs=3")
     steps = {name: content(directory, name)["global_step"] for name in ("best", "last")}
     assert steps == {"best": 16, "last": 48}
@@ -177,7 +179,7 @@ def test_tensorboard_is_an_overlay(inside: Path, quiet: None) -> None:
     assert logged(directory, "val/loss")
 
 
-def test_overfitting_one_batch_learns_it_by_heart(inside: Path, quiet: None) -> None:
+def test_overfitting_one_batch_brings_its_loss_near_zero(inside: Path, quiet: None) -> None:
     directory = fit(*SMALL, "-c", "configs/debug/overfit.yaml", "--model.label_smoothing=0")
     assert logged(directory, "train/loss")[-1] < 0.01
 
@@ -192,7 +194,7 @@ def test_fast_dev_run_logs_nothing_and_ends_well(inside: Path, quiet: None) -> N
     assert directory.record()["status"] == "finished" and not (directory.path / "metrics.csv").exists()
 
 
-def test_ten_of_the_texts_that_a_model_writes_are_printed_and_all_are_kept(inside: Path, quiet: None, capsys) -> None:
+def test_ten_predicted_texts_are_printed_and_all_are_saved(inside: Path, quiet: None, capsys) -> None:
     directory = fit("-c", "configs/experiment/speller.yaml")
     lines = capsys.readouterr().out.splitlines()
     printed = {name: [line for line in lines if line.startswith(f"{name:<8}")] for name in ("source", "target", "text")}
@@ -214,11 +216,11 @@ def test_fit_help_lists_the_options_of_the_experiment_one_line_each(inside: Path
         "--checkpoint.monitor",
     ):
         assert [line for line in help_text.splitlines() if line.strip().startswith(option)], option
-    for follows_another in ("--data.seed", "--model.num_classes"):
-        assert follows_another not in help_text
+    for derived in ("--data.seed", "--model.num_classes"):
+        assert derived not in help_text
 
 
-def test_fit_help_shows_the_values_of_the_files_where_the_last_one_wins(inside: Path, capsys) -> None:
+def test_fit_help_shows_the_values_of_the_files_and_the_last_file_takes_precedence(inside: Path, capsys) -> None:
     Path("overlay.yaml").write_text("model:\n  init_args:\n    hidden: 7\ntrainer:\n  max_epochs: 9\n")
     assert run("fit", ["-c", "configs/experiment/small.yaml", "-c", "overlay.yaml", "--help"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

@@ -15,7 +15,7 @@ def fetch(indices):
 
 
 def global_batches(size, batch_size, world_size, accumulation, epoch=0, start=0):
-    """What all processes together see, one sorted list of ids per optimizer step."""
+    """The examples of all ranks together: one sorted list of ids per optimizer step."""
     loaders = [
         TrainingBatches(fetch, shuffled(size, batch_size, seed=3), rank, world_size, accumulation)
         for rank in range(world_size)
@@ -31,7 +31,7 @@ def global_batches(size, batch_size, world_size, accumulation, epoch=0, start=0)
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 4), st.integers(1, 3))
-def test_global_batches_do_not_depend_on_processes_or_accumulation(size, batch_size, world_size, accumulation):
+def test_global_batches_do_not_depend_on_ranks_or_accumulation(size, batch_size, world_size, accumulation):
     assert global_batches(size, batch_size, world_size, accumulation) == global_batches(size, batch_size, 1, 1)
 
 
@@ -61,7 +61,7 @@ LENGTHS = np.random.default_rng(0).integers(2, 60, 1500)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=120), st.integers(1, 9), st.integers(0, 3))
-def test_batches_by_length_visit_every_example_once_and_are_full_but_one(lengths, batch_size, epoch):
+def test_batches_by_length_visit_every_example_once_and_only_one_is_smaller(lengths, batch_size, epoch):
     batches = by_length(np.array(lengths), batch_size, seed=0)(epoch)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     sizes = sorted(map(len, batches), reverse=True)
@@ -88,10 +88,10 @@ def test_batches_by_length_are_a_function_of_seed_and_epoch():
         return [batch.tolist() for batch in by_length(LENGTHS, 16, seed)(epoch)]
 
     assert drawn(0, 1) == drawn(0, 1)
-    assert sorted(drawn(0, 0)) != sorted(drawn(0, 1)) != sorted(drawn(1, 1))  # other batches, not only another order
+    assert sorted(drawn(0, 0)) != sorted(drawn(0, 1)) != sorted(drawn(1, 1))  # not only another order
 
 
-def test_batches_by_length_hardly_pad_where_random_ones_do():
+def test_batches_by_length_need_little_padding_and_random_ones_much():
     def padded(plan):
         return sum(len(batch) * LENGTHS[batch].max() for batch in plan(0)) / LENGTHS.sum() - 1
 
@@ -106,7 +106,7 @@ def test_batches_by_length_come_in_an_order_that_does_not_depend_on_length():
         assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.2
 
 
-def test_batches_by_two_lengths_pad_few_targets_and_hardly_more_texts():
+def test_batches_by_two_lengths_pad_targets_much_less_and_texts_little_more():
     targets = np.random.default_rng(7).integers(1, 30, len(LENGTHS))
 
     def padded(plan, lengths):
@@ -124,7 +124,7 @@ def test_with_equal_lengths_batches_by_length_mix_all_examples():
     assert np.mean([batch.max() - batch.min() for batch in batches]) > LENGTH_SORT_WINDOW * 4
 
 
-TOKENS = np.random.default_rng(1).integers(1, 30, 70)  # of each example's target
+TOKENS = np.random.default_rng(1).integers(1, 30, 70)  # target tokens of each example
 
 
 @settings(max_examples=80, deadline=None)
@@ -153,7 +153,7 @@ def test_without_a_measure_the_size_is_the_number_of_examples():
     assert [batch["size"] for batch in TrainingBatches(fetch, shuffled(7, 4, seed=0))] == [4, 3]
 
 
-def test_a_process_without_examples_repeats_one_that_does_not_count():
+def test_a_rank_without_examples_repeats_one_with_weight_zero():
     plan = shuffled(1, 4, seed=0)
     loaders = [TrainingBatches(fetch, plan, rank, 2, measure=lambda rows: 5 * len(rows)) for rank in range(2)]
     (first,), (second,) = loaders
@@ -168,7 +168,7 @@ def test_the_state_is_two_integers():
 
 
 @pytest.mark.parametrize(("before", "after"), [((1, 1), (1, 1)), ((2, 1), (1, 2)), ((4, 1), (3, 1)), ((1, 3), (2, 1))])
-def test_any_number_of_processes_continues_what_another_number_began(before, after):
+def test_a_state_can_be_resumed_with_another_number_of_ranks(before, after):
     size, batch_size = 53, 8
     loader = TrainingBatches(fetch, shuffled(size, batch_size, seed=3), 0, *before)
     loader.set_epoch(2)
@@ -178,7 +178,7 @@ def test_any_number_of_processes_continues_what_another_number_began(before, aft
     assert rest == global_batches(size, batch_size, 1, 1, epoch=2)[3:]
 
 
-def test_a_new_epoch_begins_at_its_first_batch_even_if_the_last_was_cut_short():
+def test_a_new_epoch_starts_at_its_first_batch_even_if_the_last_one_was_not_finished():
     loader = TrainingBatches(fetch, shuffled(10, 2, seed=0))
     next(iter(loader))
     loader.set_epoch(0)
@@ -187,7 +187,7 @@ def test_a_new_epoch_begins_at_its_first_batch_even_if_the_last_was_cut_short():
     assert loader.state_dict() == {"epoch": 1, "position": 0}
 
 
-def test_batches_leave_the_global_random_generators_alone():
+def test_batches_do_not_change_the_global_random_state():
     torch.manual_seed(0), np.random.seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     list(TrainingBatches(fetch, shuffled(20, 3, seed=1)))
@@ -197,7 +197,7 @@ def test_batches_leave_the_global_random_generators_alone():
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))
-def test_evaluation_shows_each_example_once_in_equally_many_steps(size, batch_size, world_size):
+def test_evaluation_visits_each_example_once_and_all_ranks_have_the_same_number_of_steps(size, batch_size, world_size):
     if size < world_size:
         with pytest.raises(BadInput, match="fewer devices"):
             EvaluationBatches(fetch, np.arange(size), batch_size, 0, world_size)

@@ -47,7 +47,7 @@ def test_every_format_gives_the_same_rows(name: str, content: bytes, tmp_path: P
     assert read_file(tmp_path / name, content) == (list(range(len(HARD))), HARD)
 
 
-def test_integer_labels_stay_integers_where_the_format_has_them(tmp_path: Path) -> None:
+def test_integer_labels_stay_integers_if_the_format_has_integers(tmp_path: Path) -> None:
     rows = [("a", 1), ("b", 0)]
     assert read_file(tmp_path / "a.jsonl", jsonl_bytes(rows))[1] == rows
     assert read_file(tmp_path / "a.parquet", parquet_bytes(rows))[1] == rows
@@ -59,8 +59,8 @@ def test_a_text_longer_than_csv_allows_by_default_is_read(tmp_path: Path) -> Non
     assert read_file(tmp_path / "a.csv", csv_bytes(rows))[1] == rows
 
 
-def test_a_csv_is_read_without_a_lasting_change_of_the_limit_of_its_fields(tmp_path: Path) -> None:
-    """The limit is one for the whole process."""
+def test_reading_a_csv_restores_the_field_size_limit(tmp_path: Path) -> None:
+    """The limit is global in the process."""
     (tmp_path / "a.csv").write_bytes(csv_bytes([("long " * 50_000, "a"), ("b", "b"), ("", "c"), ("d", "d")]))
     table, limit = open_source(str(tmp_path / "a.csv")).open()["train"], csv.field_size_limit()
     rows = table.rows(["text"])
@@ -96,7 +96,7 @@ def test_the_key_changes_with_content_and_not_with_path_or_time(tmp_path: Path) 
     assert open_source(str(copy)).key != open_source(str(file)).key
 
 
-def test_the_key_of_a_folder_tells_its_splits_apart(tmp_path: Path) -> None:
+def test_the_key_of_a_folder_depends_on_which_split_has_which_content(tmp_path: Path) -> None:
     for name, (first, second) in {"a": (HARD, HARD[:3]), "b": (HARD[:3], HARD), "c": (HARD, HARD[:3])}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.csv").write_bytes(csv_bytes(first))
@@ -105,7 +105,7 @@ def test_the_key_of_a_folder_tells_its_splits_apart(tmp_path: Path) -> None:
     assert keys[0] != keys[1] and keys[0] == keys[2]
 
 
-def test_of_two_problems_the_first_is_told(tmp_path: Path) -> None:
+def test_the_first_of_two_problems_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="row 2: column 'text' is empty"):
         read_file(tmp_path / "a.csv", b"text,label\na,x\n,y\nb,x,z\n")
     with pytest.raises(BadInput, match="row 2 has 3 values"):
@@ -133,7 +133,7 @@ def undecodable_parquet() -> bytes:
 
 def parquet_of_dates() -> bytes:
     file = io.BytesIO()
-    beyond = pyarrow.array(np.array([2**31 - 1], np.int32)).view(pyarrow.date32())  # as days, later than Python's last
+    beyond = pyarrow.array(np.array([2**31 - 1], np.int32)).view(pyarrow.date32())  # in days; too late for Python
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": beyond}), file)
     return file.getvalue()
 
@@ -141,7 +141,7 @@ def parquet_of_dates() -> bytes:
 FEW = jsonl_bytes([("one", "a"), ("two", "b")])
 OBJECT = '{"text": "one", "label": "a"}'
 
-# the files of the source, the message; a single file is the source itself, several are a folder
+# name -> files of the source, message; a single file is the source itself, several files are in a folder
 BAD = {
     "a column is missing in csv": (
         {"a.csv": GOOD.replace(b"text,", b"review,")},
@@ -163,14 +163,14 @@ BAD = {
         {"train.csv": GOOD, "test.csv": b"text,class\na,b\n"},
         r"test\.csv has no column 'label': it has 'text', 'class'; name yours with --data\.label=\.\.\.",
     ),
-    "an empty csv": ({"a.csv": b""}, r"a\.csv is empty: a first line with the names of the columns is right"),
-    "an empty jsonl": ({"a.jsonl": b""}, r"a\.jsonl has no rows: nothing to learn from"),
+    "an empty csv": ({"a.csv": b""}, r"a\.csv is empty: the first line must name the columns"),
+    "an empty jsonl": ({"a.jsonl": b""}, r"a\.jsonl has no rows: nothing to train on"),
     "an empty parquet": (
         {"a.parquet": b""},
         r"a\.parquet is not a valid parquet file \(.*0 bytes\): write or download",
     ),
-    "only a header": ({"a.csv": b"text,label\r\n"}, r"a\.csv has no rows: nothing to learn from"),
-    "a parquet without rows": ({"a.parquet": parquet_bytes([])}, r"a\.parquet has no rows: nothing to learn from"),
+    "only a header": ({"a.csv": b"text,label\r\n"}, r"a\.csv has no rows: nothing to train on"),
+    "a parquet without rows": ({"a.parquet": parquet_bytes([])}, r"a\.parquet has no rows: nothing to train on"),
     "an empty text in csv": (
         {"a.csv": b"text,label\na,x\n,y\n"},
         r"a\.csv, row 2: column 'text' is empty; fill it in or delete the row",
@@ -189,15 +189,15 @@ BAD = {
     ),
     "a number instead of a text": (
         {"a.jsonl": file_bytes(OBJECT, '{"text": 5, "label": "a"}')},
-        r"a\.jsonl, row 2: column 'text' holds 5, which is not a text; put it between quotes",
+        r"a\.jsonl, row 2: column 'text' holds 5, which is not a string; put it between quotes",
     ),
     "a list instead of a text": (
         {"a.jsonl": file_bytes('{"text": ["one"], "label": "a"}')},
-        r"a\.jsonl, row 1: column 'text' holds \['one'\], which is not a text; put it between quotes",
+        r"a\.jsonl, row 1: column 'text' holds \['one'\], which is not a string; put it between quotes",
     ),
     "half a surrogate pair": (
         {"a.jsonl": file_bytes(OBJECT, r'{"text": "one \ud800", "label": "a"}')},
-        r"a\.jsonl, row 2: column 'text' holds half a surrogate pair, which is not a character; remove it",
+        r"a\.jsonl, row 2: column 'text' contains half a surrogate pair, which is not a character; remove it",
     ),
     "a value too many": (
         {"a.csv": b"text,label\na,x\nHello, world,y\n"},
@@ -226,22 +226,22 @@ BAD = {
         r"a\.csv, line 1: byte 0xf6 is not UTF-8; save the file as UTF-8",
     ),
     "UTF-16": ({"a.jsonl": OBJECT.encode("utf-16")}, r"a\.jsonl, line 1: byte 0xff is not UTF-8; save the file"),
-    "bytes that are no text in parquet": (
+    "bytes that are not UTF-8 in parquet": (
         {"a.parquet": undecodable_parquet()},
         r"a\.parquet is not a valid parquet file \(.*0xff.*\): write or download it again",
     ),
-    "no JSON": (
+    "not JSON": (
         {"a.jsonl": file_bytes(OBJECT, "{'text': 'one'}")},
-        r"a\.jsonl, row 2 is not JSON \(.*\): one object per line is right",
+        r"a\.jsonl, row 2 is not JSON \(.*\): write one object per line",
     ),
     "an object over several lines": (
         {"a.jsonl": json.dumps(json.loads(OBJECT), indent=2).encode()},
-        r"a\.jsonl, row 1 is not JSON \(.*\): one object per line is right",
+        r"a\.jsonl, row 1 is not JSON \(.*\): write one object per line",
     ),
     "JSON nested beyond reason": ({"a.jsonl": b"[" * 100_000}, r"a\.jsonl, row 1 is not JSON \(.*\): one object per"),
     "a list instead of an object": (
         {"a.jsonl": file_bytes(OBJECT, '["one", "a"]')},
-        r'a\.jsonl, row 2 is not an object: a line like \{"text": "\.\.\.", \.\.\.\} is right',
+        r'a\.jsonl, row 2 is not an object: write lines like \{"text": "\.\.\.", \.\.\.\}',
     ),
     "a row that lacks a key": (
         {"a.jsonl": file_bytes(OBJECT, OBJECT, '{"text": "one"}')},
@@ -276,7 +276,7 @@ BAD = {
         {"a.parquet": b"\xef\xbb\xbf" + parquet_bytes(HARD)},
         r"a\.parquet is not a valid parquet file \([ -~]*\): write or download it again",
     ),
-    "no parquet file": (
+    "not a parquet file": (
         {"a.parquet": GOOD},
         r"a\.parquet is not a valid parquet file \(.*\): write or download it again",
     ),
@@ -288,7 +288,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_source_that_cannot_be_used_is_one_sentence(case: str, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_used_gives_one_sentence(case: str, tmp_path: Path) -> None:
     files, expected = BAD[case]
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -305,12 +305,10 @@ def test_a_source_that_cannot_be_used_is_one_sentence(case: str, tmp_path: Path)
     ],
     ids=ascii,
 )
-def test_a_name_of_nothing_says_what_a_source_can_be(name: str) -> None:
-    expected = (
-        r"there is no such file; a \.jsonl, \.csv or \.parquet file, a folder with one file per split, {} is right\.$"
-    )
+def test_for_an_unknown_name_the_message_says_what_a_source_can_be(name: str) -> None:
+    expected = r"there is no such file; use a \.jsonl, \.csv or \.parquet file, a folder with one file per split, {}\.$"
     assert re.search(expected.format("or a Hub id"), complaint(name))
-    named = r"a Hub id, or a name of the catalog \(reviews, news\)"
+    named = r"a Hub id, or a packaged data set \(reviews, news\)"
     assert re.search(expected.format(named), complaint(name, known=dict.fromkeys(["reviews", "news"], reviews)))
 
 
@@ -319,7 +317,7 @@ def reviews() -> Source:
     return Source("reviews", "a key", lambda: {"train": Table("reviews", arrow_reader(table))})
 
 
-def test_a_source_that_the_caller_knows_is_opened_by_its_name(tmp_path: Path, monkeypatch) -> None:
+def test_a_named_source_is_opened_by_its_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reviews").mkdir()
     assert open_source("reviews", known={"reviews": reviews}).key == "a key"
@@ -328,15 +326,15 @@ def test_a_source_that_the_caller_knows_is_opened_by_its_name(tmp_path: Path, mo
     assert complaint("reviews", known={"reviews": reviews}, label="stars").startswith("reviews has no column 'stars'")
 
 
-def test_a_file_name_that_is_too_long_is_one_sentence() -> None:
+def test_a_file_name_that_is_too_long_gives_one_sentence() -> None:
     message = complaint("a" * 300 + ".csv")
     assert re.search(
-        r"a\.csv cannot be read \(File name too long\): data\.source must name a file that can\.$", message
+        r"a\.csv cannot be read \(File name too long\): data\.source must name a readable file\.$", message
     )
 
 
-def test_the_hub_out_of_reach_is_one_sentence() -> None:
-    expected = r"owner/name@main could not be downloaded .*: HF_HUB_OFFLINE is set .* fetch it once online, or use {}a local file\.$"
+def test_an_unreachable_hub_gives_one_sentence() -> None:
+    expected = r"owner/name@main could not be downloaded .*: HF_HUB_OFFLINE is set .* download it once online, or use {}a local file\.$"
     assert re.search(expected.format(""), complaint("owner/name"))
-    named = r"a name of the catalog \(reviews\) or "
+    named = r"a packaged data set \(reviews\) or "
     assert re.search(expected.format(named), complaint("owner/name", known={"reviews": reviews}))

@@ -54,7 +54,7 @@ def source_of(**splits) -> Source:
 NUMBERED = [(f"text {number}", f"class {number % 2}") for number in range(100)]
 
 
-def test_what_a_source_lacks_is_held_out_by_a_tenth() -> None:
+def test_a_tenth_of_train_is_held_out_for_each_missing_split() -> None:
     splits, meta = splits_of(source_of(train=NUMBERED))
     assert meta["examples"] == {"train": 80, "validation": 10, "test": 10}
     assert sorted(np.concatenate([rows.ids for rows in splits.values()])) == list(range(100))
@@ -86,14 +86,14 @@ def test_pairs_overlap_only_if_both_texts_do() -> None:
     assert read_splits(source, lambda table: read(table, columns), choices, compared=1)[1]["overlap"] == 2
 
 
-def test_rows_without_text_of_a_source_that_skips_them_are_left_out_and_counted(
+def test_a_source_that_skips_rows_without_text_counts_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = read(
         Table("the Hub", lambda columns: iter([("a", 0), (None, 1), ("  ", 1), ("b", 1)]), skip_unusable=True), TEXT
     )
     assert rows.ids.tolist() == [0, 3] and rows.texts[0].to_pylist() == ["a", "b"]
-    assert "the Hub: 2 of 4 rows have no text and are left out" in capsys.readouterr().err
+    assert "the Hub: 2 of 4 rows have no text and are skipped" in capsys.readouterr().err
 
 
 VALUES = st.sampled_from(["a", " b ", "größe", "", " \u2028", None, 5, "\ud800", ["a"]])
@@ -101,7 +101,7 @@ VALUES = st.sampled_from(["a", " b ", "größe", "", " \u2028", None, 5, "\ud800
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(VALUES, VALUES, st.sampled_from("xyz")), min_size=1, max_size=25), st.integers(1, 9))
-def test_rows_are_checked_alike_wherever_blocks_of_them_end(rows, size) -> None:
+def test_the_check_of_rows_does_not_depend_on_the_size_of_blocks(rows, size) -> None:
     texts, choice = {"data.text": "text", "data.text_pair": "other"}, [("text", 0), ("other", 1)]
     problems = [
         next(filter(None, (splits.problem_of(name, row[place]) for name, place in choice)), None) for row in rows
@@ -185,7 +185,7 @@ def test_holding_out_does_not_depend_on_the_order_of_rows(rows, shares, random) 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from("xyz"), max_size=120), SHARES)
-def test_every_stratum_is_divided_alike(strata, shares) -> None:
+def test_every_stratum_is_divided_in_the_same_proportions(strata, shares) -> None:
     parts = hold_out([chunked([f"text {row}" for row in range(len(strata))])], strata, shares)
     for part, share in zip(parts, [*shares, 1 - sum(shares)], strict=True):
         counts = Counter(strata[row] for row in part)
@@ -193,7 +193,7 @@ def test_every_stratum_is_divided_alike(strata, shares) -> None:
             assert abs(counts[stratum] - share * size) <= 1
 
 
-def test_holding_out_less_moves_rows_only_towards_train() -> None:
+def test_a_smaller_fraction_only_moves_rows_to_train() -> None:
     texts = [chunked([f"text {row}" for row in range(200)])]
     small, large = hold_out(texts, [], [0.1])[0], hold_out(texts, [], [0.3])[0]
     assert len(small) == 20 and len(large) == 60 and set(small) < set(large)
@@ -201,7 +201,7 @@ def test_holding_out_less_moves_rows_only_towards_train() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=8), max_size=20))
-def test_texts_are_compared_in_one_case_and_with_single_spaces(texts) -> None:
+def test_texts_are_compared_without_case_and_with_single_spaces(texts) -> None:
     plain = [as_compared(text) for text in texts]
     assert list(hashes([chunked(texts)])) == list(hashes([chunked(plain)]))
     assert len(set(hashes([chunked(texts)]))) == len(set(plain))
@@ -223,7 +223,7 @@ def test_texts_are_compared_in_one_case_and_with_single_spaces(texts) -> None:
         ({"label": "class"}, r"has no column 'class': it has 'text', 'label'; name yours with --data\.label=\.\.\."),
     ],
 )
-def test_an_option_that_does_not_fit_the_source_is_one_sentence(options, expected, tmp_path: Path) -> None:
+def test_an_option_that_does_not_fit_the_source_gives_one_sentence(options, expected, tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_bytes(GOOD)
     (tmp_path / "test.csv").write_bytes(GOOD)
     message = complaint(tmp_path, **options)

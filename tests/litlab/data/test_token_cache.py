@@ -57,7 +57,7 @@ def test_columns_on_disk_keep_their_type_and_values(dtype: str, tmp_path: Path) 
     assert split.array("id").dtype == values.dtype and split.array("id").tolist() == values.tolist()
 
 
-def test_columns_outlive_their_files(tmp_path: Path) -> None:
+def test_columns_can_be_read_after_their_files_are_deleted(tmp_path: Path) -> None:
     SplitWriter(tmp_path / "split").array("id", np.arange(5))
     split = Split(tmp_path / "split")
     shutil.rmtree(tmp_path / "split")
@@ -81,13 +81,13 @@ def left_over() -> list[str]:
     return sorted(file.name for file in (cache_folder() / "tokens").glob("*") if file.suffix != ".lock")
 
 
-def test_a_second_call_finds_what_the_first_has_built() -> None:
+def test_a_second_call_finds_the_cache_of_the_first() -> None:
     folder, meta = cached({"what": "test"}, build)
     assert cached({"what": "test"}, never) == (folder, meta)
     assert meta["class_names"] == ["schön", "漢字"] and meta["what"] == "test" and meta["key"] == folder.name
 
 
-def test_what_is_remembered_can_be_read_under_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metadata_file_is_ascii_and_can_be_read_under_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = cached({"what": "test"}, build)
     (folder / "meta.json").read_bytes().decode("ascii")
 
@@ -150,16 +150,16 @@ def test_a_change_of_the_format_or_of_the_library_gives_another_folder(name, mon
         *["files no mapping", "meta nested", "meta changed", "no sum"],
     ],
 )
-def test_a_damaged_cache_is_made_again(damage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_cache_is_rebuilt(damage, capsys: pytest.CaptureFixture[str]) -> None:
     folder, meta = cached({}, build)
     damage(folder)
     assert cached({}, build) == (folder, meta)
-    assert f"{folder} is damaged: making it again" in capsys.readouterr().err
+    assert f"{folder} is damaged: building it again" in capsys.readouterr().err
     assert (folder / "train" / "id.int64").stat().st_size == 80
     cached({}, never)
 
 
-def test_a_build_that_raises_leaves_nothing() -> None:
+def test_a_build_that_raises_leaves_no_files() -> None:
     def fail(folder: Path):
         build(folder)
         raise BadInput("row 7 is bad.")
@@ -171,7 +171,7 @@ def test_a_build_that_raises_leaves_nothing() -> None:
 
 
 def in_children(count: int, work) -> list[int]:
-    """Exit codes of processes that all do the same work at the same time."""
+    """Exit statuses of processes that do the same work at the same time."""
     children = [FORK.Process(target=work) for _ in range(count)]
     for child in children:
         child.start()
@@ -180,7 +180,7 @@ def in_children(count: int, work) -> list[int]:
     return [child.exitcode for child in children]
 
 
-def test_a_build_that_was_killed_is_made_again_and_leaves_nothing() -> None:
+def test_a_killed_build_is_repeated_and_leaves_no_files() -> None:
     def killed(folder: Path):
         build(folder)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -193,7 +193,7 @@ def test_a_build_that_was_killed_is_made_again_and_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("before", ["nothing", "a damaged cache"])
-def test_processes_that_need_the_same_cache_at_once_build_it_once(before: str, tmp_path: Path) -> None:
+def test_concurrent_processes_build_the_same_cache_once(before: str, tmp_path: Path) -> None:
     if before != "nothing":
         folder, _ = cached({}, build)
         (folder / "train" / "id.int64").unlink()
@@ -232,7 +232,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 @example(text="two\r\n lines\t\x00\ufeff\u2028")
 @example(text="e\u0301 ﬁ Å K")  # normalizing would change them
 @example(text="<pad>one <s>word</s> and <unk> <extra_id_0>")
-def test_decoding_gives_back_what_was_encoded(text: str, trained) -> None:
+def test_decoding_returns_the_encoded_text(text: str, trained) -> None:
     ids = trained(text)["input_ids"]
     assert ids[-1] == trained.eos_token_id == 1 and trained.pad_token_id == 0
     assert all(0 <= id < len(trained) for id in ids)
@@ -297,7 +297,7 @@ def write(tokenizer, texts, max_length, tmp_path):
 
 @pytest.mark.parametrize("max_length", [7, 9, 64])
 @pytest.mark.parametrize("chunk", [1, 60, 2**18])
-def test_pairs_are_cut_and_told_apart_as_the_tokenizer_does_it(chunk, max_length, tiny_bert, tmp_path, monkeypatch):
+def test_pairs_are_truncated_and_typed_as_by_the_tokenizer(chunk, max_length, tiny_bert, tmp_path, monkeypatch):
     monkeypatch.setattr(token_cache, "CHUNK", chunk)
     tokenizer = pretrained.load_tokenizer(str(tiny_bert))
     made, split = write(tokenizer, [FIRST, SECOND], max_length, tmp_path)
@@ -316,7 +316,7 @@ def test_pairs_are_cut_and_told_apart_as_the_tokenizer_does_it(chunk, max_length
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("model", ["tiny_bert", "tiny_t5"])
-def test_tokens_are_those_of_the_tokenizer_called_text_by_text(model, side, request, tmp_path, monkeypatch) -> None:
+def test_tokens_are_those_of_the_tokenizer_called_on_each_text(model, side, request, tmp_path, monkeypatch) -> None:
     tokenizer = pretrained.load_tokenizer(str(request.getfixturevalue(model)))
     tokenizer.truncation_side = side
     texts = [*FIRST, "the [SEP] film </s> is [PAD]", "größer 漢字 🦊", " ", "word " * 50] * 3
@@ -329,7 +329,7 @@ def test_tokens_are_those_of_the_tokenizer_called_text_by_text(model, side, requ
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9)), max_size=30), st.integers(1, 40))
-def test_a_chunk_holds_so_many_bytes_and_the_rest_of_one_text(rows, size) -> None:
+def test_a_chunk_exceeds_its_size_by_at_most_one_text(rows, size) -> None:
     columns = [column([row[place] for row in rows]) for place in (0, 1)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_cache, "CHUNK", size)
@@ -340,7 +340,7 @@ def test_a_chunk_holds_so_many_bytes_and_the_rest_of_one_text(rows, size) -> Non
     assert len(chunks) <= 1 + sum(map(sum, sizes)) // size
 
 
-def test_what_is_too_long_is_cut_and_counted(tiny_bert: Path, tmp_path: Path) -> None:
+def test_texts_that_are_too_long_are_truncated_and_counted(tiny_bert: Path, tmp_path: Path) -> None:
     tokenizer = pretrained.load_tokenizer(str(tiny_bert))
     whole = [len(tokenizer(text)["input_ids"]) for text in FIRST]
     limit = whole[0]

@@ -20,14 +20,14 @@ def test_dropout_zeroes_the_right_share_and_keeps_the_mean(p: float, dtype: torc
 
 
 def test_dropout_drops_elements_independently_of_their_neighbours() -> None:
-    """Four elements share one random number of 64 bits."""
+    """Four elements use parts of the same 64-bit random number."""
     torch.manual_seed(0)
     kept = (Dropout(0.5)(torch.ones(1_000_000)) > 0).double().view(-1, 4) - 0.5
     correlations = kept.T @ kept / len(kept) * 4
     assert torch.allclose(correlations, torch.eye(4, dtype=torch.double), atol=0.01)
 
 
-def test_dropout_gives_the_gradient_of_what_it_kept() -> None:
+def test_the_gradient_of_dropout_uses_the_same_mask() -> None:
     torch.manual_seed(0)
     input = torch.randn(7, 13, requires_grad=True)
     output = Dropout(0.3)(input)
@@ -35,7 +35,7 @@ def test_dropout_gives_the_gradient_of_what_it_kept() -> None:
     assert torch.allclose(input.grad, output.detach() / input.detach())
 
 
-def test_dropout_follows_the_seed_and_rests_in_evaluation() -> None:
+def test_dropout_depends_on_the_seed_and_is_off_in_evaluation() -> None:
     layer, ones = Dropout(0.5), torch.ones(100)
     torch.manual_seed(1)
     first, second = layer(ones), layer(ones)
@@ -93,9 +93,9 @@ def test_a_faster_network_computes_the_same_loss_and_gradient(kind: str, padded:
         loss.backward()
         losses.append(loss.item())
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
-    likeness = torch.cosine_similarity(*gradients, dim=0).item()
+    similarity = torch.cosine_similarity(*gradients, dim=0).item()
     assert losses[1] == pytest.approx(losses[0], rel=0.003 if bf16 else 1e-5)
-    assert likeness > (0.998 if bf16 else 0.999999)
+    assert similarity > (0.998 if bf16 else 0.999999)
 
 
 @pytest.mark.parametrize("make", [bert, t5])
@@ -143,7 +143,7 @@ def test_normalization_in_float16_does_not_overflow() -> None:
     assert torch.allclose(Norm(512).half()(vectors.half()).float(), T5LayerNorm(512)(vectors), rtol=0.01)
 
 
-def test_the_gradient_of_the_normalization_is_right_and_a_second_one_is_refused() -> None:
+def test_the_gradient_of_the_normalization_is_correct_and_a_second_derivative_is_refused() -> None:
     torch.manual_seed(0)
     norm, vectors = Norm(8), torch.randn(2, 3, 8, requires_grad=True)
     norm.weight.data.normal_()
@@ -162,7 +162,7 @@ def test_the_gradient_of_the_normalization_is_right_and_a_second_one_is_refused(
 
 
 def test_networks_run_without_memory() -> None:
-    """On the meta device, as Lightning counts operations."""
+    """On the meta device, as for Lightning's counting of operations."""
     network = t5()
     speed_up(network)
     inputs = {name: values.to("meta") for name, values in batch(9, padded=False).items()}

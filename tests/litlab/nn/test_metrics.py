@@ -34,7 +34,7 @@ WORDS = [
 
 
 def merged(metrics: list) -> dict[str, float]:
-    """What several processes compute together: each state of one metric added to that of the others."""
+    """The result over several ranks: the states of all metrics, added up."""
     whole = metrics[0]
     for other in metrics[1:]:
         for name, reduction in whole._reductions.items():
@@ -48,7 +48,7 @@ def numbers(scores: dict) -> dict[str, float]:
 
 
 def random_logits(classes: int, size: int, seed: int, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of few different values, so that some scores tie, and labels of which each class has at least one."""
+    """Logits with few distinct values, so that there are ties, and labels with every class at least once."""
     generator = np.random.default_rng([classes, size, seed])
     target = np.concatenate([np.arange(classes), generator.integers(classes, size=size)])
     logits = generator.integers(levels, size=(len(target), classes)) / 2 + 2 * np.eye(classes)[target] * (
@@ -65,7 +65,7 @@ def random_logits(classes: int, size: int, seed: int, levels: int) -> tuple[torc
     levels=st.integers(2, 1000),
     batch=st.integers(1, 70),
 )
-def test_the_classification_scores_are_those_of_scikit_learn(
+def test_the_classification_metrics_equal_those_of_scikit_learn(
     classes: int, size: int, seed: int, levels: int, batch: int
 ) -> None:
     logits, target = random_logits(classes, size, seed, levels)
@@ -100,7 +100,7 @@ def test_the_second_of_two_classes_is_the_positive_one() -> None:
     )
 
 
-def test_a_reset_classification_score_begins_again() -> None:
+def test_a_reset_classification_metric_starts_from_zero() -> None:
     scores = ClassificationMetrics(3, "")
     logits, target = random_logits(3, 20, 0, 1000)
     scores.update(logits, (target + 1) % 3)
@@ -110,7 +110,7 @@ def test_a_reset_classification_score_begins_again() -> None:
 
 
 def random_texts(size: int, seed: int) -> list[str]:
-    """Texts of zero to five sentences, some on lines of their own."""
+    """Texts of zero to five sentences, some on separate lines."""
     source = random.Random(seed)
 
     def sentence() -> str:
@@ -143,7 +143,7 @@ def column(batches: list[tuple], number: int) -> list:
 
 
 def reference(summaries: list[str], targets: list[str], name: str) -> float:
-    """The mean of the package's own score; Lsum expects each sentence on a line."""
+    """The mean of rouge-score's own results; Lsum expects one sentence per line."""
     scorer = RougeScorer([name], use_stemmer=True)
     if name == "rougeLsum":
         summaries, targets = (["\n".join(split_sentences(text)) for text in texts] for texts in (summaries, targets))
@@ -154,7 +154,7 @@ def reference(summaries: list[str], targets: list[str], name: str) -> float:
 
 @pytest.fixture(params=["rouge_score", "rouge_score_rs"])
 def scorer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package that is used where only it is installed."""
+    """Use one of the two packages, and check that it is the one in use."""
     if request.param == "rouge_score":
         monkeypatch.setitem(sys.modules, "rouge_score_rs", None)
     score = rouge_scorer(["rouge1"])(["a"], ["a"])[0]["rouge1"]
@@ -181,7 +181,7 @@ def test_rouge_agrees_with_torchmetrics() -> None:
 
 
 def test_lsum_compares_sentences_that_share_a_line() -> None:
-    """As one sentence, the swapped text shares only half of its longest common subsequence."""
+    """The longest common subsequence of the two texts with swapped sentences is only half of their length."""
     scores = SummarizationMetrics("")
     scores.update(["Dogs bark loudly. Cats sleep here."], ["Cats sleep here. Dogs bark loudly."], *lengths_of(1))
     result = numbers(scores.compute())
@@ -192,7 +192,7 @@ def lengths_of(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(lengths), torch.zeros(len(lengths), dtype=torch.bool)
 
 
-def test_lead_1_is_the_score_of_each_texts_first_sentence() -> None:
+def test_lead_1_is_the_rouge_of_each_texts_first_sentence() -> None:
     batches = summarization_batches(30, 4, 5)
     scores = numbers(updated(batches).compute())
     first = [split_sentences(text)[0] for text in column(batches, 4)]
@@ -213,14 +213,14 @@ def test_generated_tokens_and_capped_are_means_over_examples_not_over_batches() 
     assert scores["val/capped"] == pytest.approx(np.mean(column(batches, 3)))
 
 
-def test_the_summarization_scores_of_two_processes_are_those_of_one() -> None:
+def test_the_summarization_metrics_of_two_ranks_equal_those_of_one() -> None:
     batches = summarization_batches(50, 6, 8)
     whole = numbers(updated(batches).compute())
     assert merged([updated(batches[::2]), updated(batches[1::2])]) == pytest.approx(whole, abs=1e-6)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_the_classification_scores_of_two_processes_are_those_of_one(classes: int) -> None:
+def test_the_classification_metrics_of_two_ranks_equal_those_of_one(classes: int) -> None:
     logits, target = random_logits(classes, 40, 9, 1000)
     whole, *parts = (ClassificationMetrics(classes, "") for _ in range(3))
     whole.update(logits, target)
@@ -230,7 +230,7 @@ def test_the_classification_scores_of_two_processes_are_those_of_one(classes: in
         for state, reduction in metric._reductions.items():
             both = [getattr(part[name], state) for part in parts]
             assert reduction.__name__ in ("dim_zero_sum", "dim_zero_cat")
-            joined = both[0] + both[1]  # numbers are added, lists of batches are joined
+            joined = both[0] + both[1]  # adds numbers, concatenates lists of batches
             setattr(metric, state, joined)
     assert numbers(parts[0].compute()) == pytest.approx(numbers(whole.compute()), abs=1e-6)
 
@@ -254,12 +254,12 @@ def test_sentences_end_at_line_breaks_and_before_capitals(text: str, sentences: 
 
 
 @given(st.text(alphabet="aB1 .!?\n\t\"'(é", max_size=80))
-def test_splitting_into_sentences_loses_nothing_but_white_space(text: str) -> None:
+def test_splitting_into_sentences_loses_only_white_space(text: str) -> None:
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
     assert split_sentences(text)
 
 
-def test_a_class_that_the_split_lacks_does_not_lower_the_area_under_the_curve() -> None:
+def test_a_class_without_examples_does_not_lower_the_area_under_the_curve() -> None:
     scores = ClassificationMetrics(3, "")
     scores.update(torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]]), torch.tensor([0, 1]))
     assert scores.compute()["roc_auc"] == 1.0

@@ -16,7 +16,7 @@ SCHEDULES = ["linear", "cosine", "exponential", "constant"]
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @given(total=st.integers(1, 500), share=st.floats(0, 1))
-def test_the_rate_rises_to_its_peak_then_never_rises_and_is_never_zero(schedule, total: int, share: float) -> None:
+def test_the_rate_rises_to_its_peak_and_then_never_rises_and_is_never_zero(schedule, total: int, share: float) -> None:
     warmup = int(share * total)
     rates = [rate_at(step, total, warmup, schedule) for step in range(total)]
     assert all(0 < rate <= 1 for rate in rates)
@@ -35,7 +35,7 @@ def test_the_decay_has_its_shape(schedule, halfway: float, end: float) -> None:
     assert rate_at(110, 110, 10, schedule) == pytest.approx(end)
 
 
-def test_only_matrices_decay() -> None:
+def test_only_matrices_have_weight_decay() -> None:
     module = nn.ModuleDict(
         {"embed": nn.Embedding(5, 4), "linear": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "frozen": nn.Linear(4, 4)}
     )
@@ -46,7 +46,7 @@ def test_only_matrices_decay() -> None:
     assert {id(p) for p in rest["params"]} == {id(p) for p in expected} and rest["weight_decay"] == 0.0
 
 
-def test_a_tied_embedding_does_not_decay() -> None:
+def test_a_tied_embedding_has_no_weight_decay() -> None:
     embed, head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
     head.weight = embed.weight
     groups = decay_groups(nn.ModuleList([embed, head]), 0.1)
@@ -54,7 +54,7 @@ def test_a_tied_embedding_does_not_decay() -> None:
     torch.optim.AdamW(groups)
 
 
-def test_relative_steps_are_those_of_adamw_times_the_size_of_each_tensor() -> None:
+def test_relative_steps_are_those_of_adamw_times_the_root_mean_square_of_each_tensor() -> None:
     torch.manual_seed(0)
     values = [torch.randn(6, 4) * 0.05, torch.randn(5), torch.zeros(3)]
     gradients = [[torch.randn_like(value) for value in values] for _ in range(3)]
@@ -76,7 +76,7 @@ def test_relative_steps_are_those_of_adamw_times_the_size_of_each_tensor() -> No
     alone = trained(lambda weights: [torch.optim.AdamW([weight], lr=0.0, weight_decay=0.1) for weight in weights])
     for one, other, value in zip(relative, alone, values, strict=True):
         torch.testing.assert_close(one, other)
-        assert not torch.equal(one, value)  # zeros leave zero
+        assert not torch.equal(one, value)  # zeros are changed too
 
 
 def test_a_relative_optimizer_is_saved_and_restored_like_any_other() -> None:
@@ -91,13 +91,13 @@ def test_a_relative_optimizer_is_saved_and_restored_like_any_other() -> None:
 
 
 class Slower(SmallModel):
-    """A subclass that passes on another learning rate than it was given."""
+    """A subclass that passes another learning rate to its parent."""
 
     def __init__(self, learning_rate: float = 1e-2, **kwargs: Any) -> None:
         super().__init__(learning_rate=learning_rate / 10, **kwargs)
 
 
-def test_the_value_that_reached_the_parent_is_used_and_not_the_subclass_s_hyper_parameter(
+def test_the_learning_rate_of_the_parent_is_used_and_not_the_hyperparameter_of_the_subclass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = Slower(schedule="constant", warmup=0.0)

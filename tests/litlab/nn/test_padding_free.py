@@ -25,7 +25,7 @@ def bert(**settings: Any) -> BertForSequenceClassification:
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = BertConfig(vocab_size=100, max_position_embeddings=64, num_labels=3, **{**SIZES, **off, **settings})
     network = BertForSequenceClassification(config)
-    for parameter in network.parameters():  # so that every token matters to every other
+    for parameter in network.parameters():  # larger weights, so that every token affects every other
         if parameter.ndim == 2:
             parameter.data *= 8
     speed_up(network)
@@ -40,7 +40,7 @@ def texts(lengths: list[int], seed: int = 0) -> dict[str, Tensor]:
     return {"input_ids": tokens * mask, "token_type_ids": types * mask, "attention_mask": mask}
 
 
-def learnt(network: BertForSequenceClassification, logits: Tensor) -> dict[str, Tensor]:
+def gradients_of(network: BertForSequenceClassification, logits: Tensor) -> dict[str, Tensor]:
     network.zero_grad()
     F.cross_entropy(logits, torch.arange(len(logits)) % 3).backward()
     return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
@@ -48,19 +48,19 @@ def learnt(network: BertForSequenceClassification, logits: Tensor) -> dict[str, 
 
 @pytest.mark.parametrize("longest", [None, 64], ids=["exact", "rounded"])
 @pytest.mark.parametrize("types", [True, False], ids=["pairs", "texts"])
-def test_packed_texts_get_the_logits_and_gradients_of_padded_ones(longest: int | None, types: bool) -> None:
+def test_packed_texts_give_the_same_logits_and_gradients_as_padded_ones(longest: int | None, types: bool) -> None:
     network, padded = bert().train(), texts(LENGTHS)
     if not types:
         del padded["token_type_ids"]
     expected = network(**padded).logits
     logits = classify(network, pack(padded, longest))
     assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
-    one, other = learnt(network, expected), learnt(network, logits)
+    one, other = gradients_of(network, expected), gradients_of(network, logits)
     scale = max(gradient.abs().max() for gradient in one.values())
     assert all((one[name] - other[name]).abs().max() < 1e-5 * max(1, scale) for name in one)
 
 
-def test_a_text_does_not_see_its_neighbours() -> None:
+def test_a_text_does_not_attend_to_its_neighbours() -> None:
     network = bert().eval()
     one, other = texts(LENGTHS), texts(LENGTHS, seed=1)
     for name in one:
@@ -78,7 +78,7 @@ def test_the_order_of_texts_does_not_matter() -> None:
     assert torch.allclose(classify(network, pack(shuffled)), logits[order], rtol=0, atol=1e-5)
 
 
-def test_attention_is_that_of_each_text_alone() -> None:
+def test_attention_equals_that_of_each_text_alone() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, sum(LENGTHS), 4, 16)
     ends = F.pad(torch.tensor(LENGTHS).cumsum(0, dtype=torch.int32), (1, 0))
@@ -89,7 +89,7 @@ def test_attention_is_that_of_each_text_alone() -> None:
     assert torch.allclose(attend(query, key, value, ends, max(LENGTHS), 0.3), torch.cat(parts), atol=1e-6)
 
 
-def test_nothing_but_real_tokens_is_packed() -> None:
+def test_only_real_tokens_are_packed() -> None:
     padded = {**texts(LENGTHS), "id": torch.arange(5), "weight": 0.5, "target": torch.zeros(5)}
     packed = pack(padded)
     assert packed["input_ids"].shape == packed["position_ids"].shape == packed["attention_mask"].shape == (1, 44)
@@ -98,7 +98,7 @@ def test_nothing_but_real_tokens_is_packed() -> None:
     assert packed["longest"] == 21 and all(packed[name] is padded[name] for name in ("id", "weight", "target"))
 
 
-def test_rounded_shapes_repeat_and_the_rest_is_a_text_of_its_own() -> None:
+def test_rounded_shapes_repeat_and_the_padding_is_a_separate_text() -> None:
     for lengths in ([1, 1, 2], [30, 30, 36], [64, 64, 64], [33, 63, 1]):
         packed = pack(texts(lengths), longest=64)
         assert packed["input_ids"].shape[1] == (96 if sum(lengths) <= 96 else -(-sum(lengths) // 96) * 96)
@@ -117,7 +117,7 @@ def test_widths_are_rounded_up_to_the_networks_limit() -> None:
 
 
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
-    """What will be compiled, by a compiler that changes nothing."""
+    """The graphs that torch.compile makes, with a backend that does not change them."""
     made: list[torch.fx.GraphModule] = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -141,7 +141,7 @@ def distilbert() -> DistilBertForSequenceClassification:
 
 @pytest.mark.parametrize("kind", ["packed", "padded", "distilbert"])
 def test_a_training_compiles_few_shapes_and_computes_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 batches of 8 texts of up to 64 tokens, each 20 with a smaller last one."""
+    """40 batches of 8 texts with up to 64 tokens; every 20th batch is smaller, like the last one of an epoch."""
     made = graphs(monkeypatch)
     network: Any = distilbert() if kind == "distilbert" else bert().train()
     names = list(network.state_dict())
@@ -165,7 +165,7 @@ def test_a_training_compiles_few_shapes_and_computes_the_same(kind: str, monkeyp
         logits.sum().backward()
         shapes.add((rows, shaped["input_ids"].shape))
         assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
-    assert len(shapes) <= 4, "two widths, of whole and of last batches"
+    assert len(shapes) <= 4, "two widths for full batches and two for last batches"
     assert len(made) == len(shapes)
 
 

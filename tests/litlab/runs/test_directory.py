@@ -39,7 +39,7 @@ def test_ids_sort_by_time() -> None:
     assert ids == sorted(ids)
 
 
-def test_a_run_in_use_is_refused_to_a_second_process_and_free_after_its_death(tmp_path: Path) -> None:
+def test_a_run_in_use_is_refused_until_its_process_is_killed(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from litlab.runs.directory import RunDirectory\n"
         "RunDirectory(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)\n"
@@ -58,23 +58,23 @@ def test_a_run_in_use_is_refused_to_a_second_process_and_free_after_its_death(tm
     assert not run.is_alive()
 
 
-def test_a_run_that_beats_on_another_host_is_alive_until_the_heartbeat_stops(tmp_path: Path) -> None:
+def test_a_run_on_another_host_is_alive_until_its_heartbeat_stops(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for age, alive in ((1, True), (3600, False)):
         (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "heartbeat": time.time() - age}))
         assert run.is_alive() is alive
 
 
-def overwrite_for_ever(path: Path) -> None:
+def overwrite_forever(path: Path) -> None:
     while True:
         for letter in "ab":
             write_atomically(path, letter * 300_000)
 
 
-def test_a_file_whose_writer_is_killed_is_whole(tmp_path: Path) -> None:
+def test_a_file_whose_writer_is_killed_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for _ in range(5):
-        writer = multiprocessing.get_context("spawn").Process(target=overwrite_for_ever, args=(path,))
+        writer = multiprocessing.get_context("spawn").Process(target=overwrite_forever, args=(path,))
         writer.start()
         while not path.exists():
             time.sleep(0.01)
@@ -84,7 +84,7 @@ def test_a_file_whose_writer_is_killed_is_whole(tmp_path: Path) -> None:
         assert path.read_text() in ("a" * 300_000, "b" * 300_000)
 
 
-def test_find_knows_latest_experiments_ids_and_paths(tmp_path: Path) -> None:
+def test_find_accepts_latest_experiments_ids_and_paths(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     first, second = create(runs, tmp_path), create(runs, tmp_path)
     for reference, expected in (
@@ -102,7 +102,7 @@ def test_find_knows_latest_experiments_ids_and_paths(tmp_path: Path) -> None:
     first.release(), second.release()
 
 
-def test_a_run_that_is_discarded_leaves_nothing_and_latest_is_the_one_before(tmp_path: Path) -> None:
+def test_a_discarded_run_leaves_no_files_and_latest_is_the_run_before(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     first, second = create(runs, tmp_path), create(runs, tmp_path)
     for run, before in ((second, [first.path]), (first, [])):
@@ -115,15 +115,15 @@ def test_a_run_that_is_discarded_leaves_nothing_and_latest_is_the_one_before(tmp
     assert list(runs.iterdir()) == []
 
 
-def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
+def test_a_damaged_record_gives_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"status": "runn')
     with pytest.raises(BadInput, match=r"run.json cannot be read .*: the folder is not a run directory or is damaged"):
         RunDirectory(tmp_path).record()
 
 
-def test_a_runs_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_runs_folder_that_cannot_be_written_gives_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file, not a folder")
-    with pytest.raises(BadInput, match=r"cannot make the run directory .* set LITLAB_RUNS"):
+    with pytest.raises(BadInput, match=r"cannot create the run directory .* set LITLAB_RUNS"):
         create(tmp_path / "runs", tmp_path)
 
 

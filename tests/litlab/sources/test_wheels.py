@@ -17,7 +17,7 @@ from litlab.sources.wheels import Package, fetch, fetch_all, open_member, packag
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
-    """A real wheel in a folder that pip is told to use as its only index."""
+    """A real wheel in a folder that is pip's only index."""
     index = tmp_path / "index"
     index.mkdir()
     wheel = write_wheel(index, "py3-none-any")
@@ -38,12 +38,12 @@ def write_wheel(index: Path, tag: str, *requirements: str, name: str = "litlab_f
     return wheel
 
 
-def test_a_wheel_for_newer_pythons_is_read_all_the_same(package: Package) -> None:
+def test_a_wheel_for_newer_pythons_can_be_read(package: Package) -> None:
     wheel = write_wheel(Path(os.environ["PIP_FIND_LINKS"]), "py3-none-any", "Requires-Python: >=3.99")
     assert fetch(Package(package.name, package.version, wheel.name, sha256_of(wheel))).name == wheel.name
 
 
-def test_a_wheel_for_this_machine_is_not_taken_for_the_one_that_is_named(package: Package) -> None:
+def test_a_wheel_for_this_platform_is_not_used_instead_of_the_named_one(package: Package) -> None:
     version = f"cp{sys.version_info.major}{sys.version_info.minor}"
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     write_wheel(Path(os.environ["PIP_FIND_LINKS"]), f"{version}-{version}-{platform}")
@@ -57,10 +57,10 @@ def test_a_wheel_is_downloaded_checked_and_read_without_being_installed(package:
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"encrypted", b"method"])
-def test_a_wheel_that_the_catalog_names_but_nobody_can_read_is_one_sentence(package: Package, damage: bytes) -> None:
+def test_a_wheel_that_cannot_be_read_gives_one_sentence(package: Package, damage: bytes) -> None:
     wheel = fetch(package)
     content = bytearray(wheel.read_bytes())
-    entry = content.index(b"PK\x01\x02")  # of the first file, in the directory at the end
+    entry = content.index(b"PK\x01\x02")  # entry of the first file in the central directory at the end
     content[entry + 8] |= damage == b"encrypted"
     content[entry + 10] += 77 * (damage == b"method")
     wheel.write_bytes(content if damage in (b"encrypted", b"method") else damage)
@@ -73,7 +73,7 @@ def test_a_wheel_that_the_catalog_names_but_nobody_can_read_is_one_sentence(pack
             pass
 
 
-def test_a_member_that_the_wheel_lacks_is_one_sentence(package: Package) -> None:
+def test_a_member_that_the_wheel_lacks_gives_one_sentence(package: Package) -> None:
     with pytest.raises(
         BadInput, match=r"none-any\.whl has no 'fixture/nothing' that can be read \(KeyError\): correct"
     ):
@@ -87,7 +87,7 @@ def test_a_cached_wheel_needs_no_index(package: Package, monkeypatch: pytest.Mon
     assert fetch(package) == first
 
 
-def test_a_wheel_with_another_hash_is_refused_and_not_kept(package: Package) -> None:
+def test_a_wheel_with_another_hash_is_refused_and_deleted(package: Package) -> None:
     changed = Package(package.name, package.version, package.wheel, "0" * 64)
     with pytest.raises(BadInput, match=r"served a .* with sha256 .* expects 0000.* not kept"):
         fetch(changed)
@@ -95,14 +95,16 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(package: Package) -> 
 
 
 @pytest.mark.parametrize("entry", ["../escape.py", "fixture/../../escape.py", "/escape.py", "..\\escape.py"])
-def test_a_wheel_whose_entries_lead_out_of_it_is_refused_and_not_kept(
+def test_a_wheel_whose_entries_point_outside_is_refused_and_deleted(
     package: Package, entry: str, tmp_path: Path
 ) -> None:
     wheel = tmp_path / "index" / package.wheel
     with zipfile.ZipFile(wheel, "a") as file:
         file.writestr(entry, "raise SystemExit")
     hostile = Package(package.name, package.version, package.wheel, sha256_of(wheel))
-    with pytest.raises(BadInput, match=r"has an entry .*escape\.py', which leads out of its folder: it was not kept"):
+    with pytest.raises(
+        BadInput, match=r"has an entry .*escape\.py', which points outside of its folder: it was not kept"
+    ):
         fetch(hostile)
     assert not [*tmp_path.rglob("*escape*"), *cache_folder().rglob("*escape*")]
     assert not [*(cache_folder() / "packages").glob("*.whl")]
@@ -115,7 +117,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(package: Package, capsys: 
     assert "damaged" in capsys.readouterr().err
 
 
-def test_without_an_index_one_sentence_says_what_is_missing_and_where_to_put_it(
+def test_without_an_index_the_message_names_the_missing_wheel_and_where_to_put_it(
     package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
@@ -136,13 +138,13 @@ def test_a_list_of_packages_is_read_in_its_order(tmp_path: Path) -> None:
 
 @pytest.fixture
 def packages(package: Package) -> list[Package]:
-    """Five wheels of that index."""
+    """Five wheels in that index."""
     names = ("fixture_0", "fixture_1", "fixture_2", "fixture.3", "fixture_4")
     wheels = [write_wheel(Path(os.environ["PIP_FIND_LINKS"]), "py3-none-any", name=name) for name in names]
     return [package_of(wheel.name, sha256_of(wheel)) for wheel in wheels]
 
 
-def test_many_wheels_arrive_in_their_order_whatever_is_there_already(
+def test_many_wheels_are_returned_in_order_whether_cached_or_not(
     packages: list[Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wheels, "PER_PIP", 2)
@@ -152,11 +154,11 @@ def test_many_wheels_arrive_in_their_order_whatever_is_there_already(
     assert [(path.name, sha256_of(path)) for path in paths] == [(one.wheel, one.sha256) for one in packages]
     assert paths[2] == there
     said = capsys.readouterr().err
-    assert said.count("fetching 2 packages from") == 1 and said.count("fetching fixture") == 2  # one in a part is there
+    assert said.count("fetching 2 packages from") == 1 and said.count("fetching fixture") == 2  # one is cached
 
 
 @pytest.mark.parametrize("colour", ["0", "1"])
-def test_packages_that_the_index_has_no_longer_are_named_and_the_others_arrive(
+def test_packages_missing_from_the_index_are_named_and_the_others_are_downloaded(
     packages: list[Package], tmp_path: Path, colour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", colour)
@@ -172,7 +174,7 @@ def test_packages_that_the_index_has_no_longer_are_named_and_the_others_arrive(
     assert len(fetch_all([packages[i] for i in (1, 2, 4)], tmp_path)) == 3
 
 
-def test_where_all_downloads_fail_few_are_tried(
+def test_if_all_downloads_fail_only_a_few_are_tried(
     packages: list[Package], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
@@ -181,10 +183,10 @@ def test_where_all_downloads_fail_few_are_tried(
         BadInput, match=r"at least 2 of 5 packages are unavailable \(fixture-0==1\.0, fixture-1==1\.0\)"
     ):
         fetch_all(packages, tmp_path)
-    assert capsys.readouterr().err.count("from the package index") == 3  # all at once, and two alone
+    assert capsys.readouterr().err.count("from the package index") == 3  # all at once, then two one by one
 
 
-def test_one_other_file_among_many_is_refused(packages: list[Package], tmp_path: Path) -> None:
+def test_one_wrong_file_among_many_is_refused(packages: list[Package], tmp_path: Path) -> None:
     packages[1] = dataclasses.replace(packages[1], sha256="0" * 64)
     with pytest.raises(BadInput, match=r"served a fixture_1-1.0-py3-none-any.whl with sha256 .*: it was not kept"):
         fetch_all(packages, tmp_path)

@@ -1,4 +1,4 @@
-"""Full disks, damaged files, dead processes: what was saved stays, the end is clear, and the run can be continued."""
+"""Full disks, damaged files and killed processes: saved files stay, a message tells the cause, and the run can continue."""
 
 import multiprocessing
 import shutil
@@ -40,12 +40,12 @@ def empty(file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a run that was not stopped, moved to whole/, and one that was, in its third epoch of three."""
+    """A project with an uninterrupted run in uninterrupted/, and a run that was stopped in the last of three epochs."""
     folder = small_project(tmp_path_factory.mktemp("full_disk") / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("WANDB_MODE", "disabled")
-        fit(*SMALL).path.rename("whole")
+        fit(*SMALL).path.rename("uninterrupted")
         Interrupter(patch).after_steps(36, terminate)
         fit_interrupted(*SMALL)
     return folder
@@ -53,33 +53,33 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stopped(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, RunDirectory]:
-    """Both runs, in a copy of the project that is the current folder."""
+    """Both runs, in a copy of the project that is the current directory."""
     monkeypatch.chdir(shutil.copytree(template, tmp_path / "copy", symlinks=True))
-    return Path("whole"), newest()
+    return Path("uninterrupted"), newest()
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink])
-def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_good_one(
+def test_a_run_with_a_damaged_last_checkpoint_continues_from_the_newest_undamaged_one(
     stopped: tuple[Path, RunDirectory], damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, part = stopped
+    uninterrupted, part = stopped
     damage(part.checkpoint("last"))
     assert fit("--resume=latest").path == part.path
-    said = capsys.readouterr().err
-    assert damage is Path.unlink or "last.ckpt is damaged" in said
-    assert "continuing from" in said and "best.ckpt, step " in said
-    assert not differing(whole, part.path)
+    printed = capsys.readouterr().err
+    assert damage is Path.unlink or "last.ckpt is damaged" in printed
+    assert "continuing from" in printed and "best.ckpt, step " in printed
+    assert not differing(uninterrupted, part.path)
 
 
-def test_a_run_without_a_good_checkpoint_begins_anew(
+def test_a_run_without_an_undamaged_checkpoint_starts_again(
     stopped: tuple[Path, RunDirectory], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, part = stopped
+    uninterrupted, part = stopped
     flip(part.checkpoint("last"))
     truncate(part.checkpoint("best"))
     assert fit(*SMALL, "--resume=auto").path == part.path
     assert "no checkpoint in" in capsys.readouterr().err
-    assert not differing(whole, part.path)
+    assert not differing(uninterrupted, part.path)
 
 
 def mount(*arguments: str) -> None:
@@ -94,7 +94,7 @@ def unmount(folder: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A disk for runs with room for two checkpoints of 1.3 MB, but not for three."""
+    """A disk for runs with space for two checkpoints of 1.3 MB, but not for three."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount("-t", "tmpfs", "-o", "size=3400k", "none", str(disk))
@@ -103,7 +103,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     unmount(disk)
 
 
-def test_a_full_disk_leaves_the_checkpoints_and_the_run_continues_when_there_is_room(
+def test_a_full_disk_keeps_the_checkpoints_and_the_run_continues_when_there_is_space(
     inside: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     large = (*SMALL, "--model.hidden=1400")
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_the_checkpoints_and_the_run_continues_when_there_is_
     assert not differing(fit(*large).path, part.path)
 
 
-def test_a_run_directory_that_vanishes_ends_the_training_with_one_sentence(
+def test_training_ends_with_a_message_if_the_run_directory_is_renamed(
     inside: Path, interrupter: Interrupter, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before: list[Path] = []
@@ -132,10 +132,10 @@ def test_a_run_directory_that_vanishes_ends_the_training_with_one_sentence(
     interrupter.after_steps(5, rename)
     status, errors = run_main(ENDLESS, monkeypatch), capfd.readouterr().err
     assert status == 2 and "Traceback" not in errors, errors
-    assert f"the run directory {before[0]} has vanished" in errors.splitlines()[-1]
+    assert f"the run directory {before[0]} was removed or renamed" in errors.splitlines()[-1]
 
 
-def test_a_run_directory_that_becomes_read_only_ends_the_training_with_one_sentence(
+def test_training_ends_with_a_message_if_the_run_directory_becomes_read_only(
     inside: Path, interrupter: Interrupter, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def protect() -> None:
@@ -185,7 +185,7 @@ class Model(LightningModule):
 """
 
 
-def test_a_data_worker_that_is_killed_ends_the_training_with_one_sentence(
+def test_training_ends_with_a_message_if_a_dataloader_worker_is_killed(
     inside: Path, interrupter: Interrupter, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(inside))
@@ -194,7 +194,7 @@ def test_a_data_worker_that_is_killed_ends_the_training_with_one_sentence(
 
     def kill_a_worker() -> None:
         multiprocessing.active_children()[-1].kill()
-        time.sleep(10)  # torch notices by a signal, which may come a moment later
+        time.sleep(10)  # torch receives a signal, which may arrive later
 
     interrupter.after_steps(5, kill_a_worker)
     options = "--trainer.max_epochs=100000 --checkpoint.monitor=null --checkpoint.mode=min"
@@ -202,5 +202,5 @@ def test_a_data_worker_that_is_killed_ends_the_training_with_one_sentence(
         run_main(f"fit -c own.yaml {options}", monkeypatch)
     errors = capfd.readouterr().err
     assert end.value.code == 75 and "Traceback" not in errors, errors
-    assert "litlab: a process that loads data has died" in errors
+    assert "litlab: a dataloader worker was killed" in errors
     assert f"next  make train RESUME=own/{newest().id}" in errors

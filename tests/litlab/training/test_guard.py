@@ -1,4 +1,4 @@
-"""A loss or gradient that is NaN or Inf stops the training and is recorded, or the step is skipped and counted."""
+"""A NaN or Inf loss or gradient stops the training and is recorded, or the step is skipped and counted."""
 
 import json
 from pathlib import Path
@@ -34,24 +34,24 @@ def without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def poisoned(inside: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The fifth batch of a training, of 32 in two epochs, holds a NaN; its ids are noted."""
+    """Put a NaN into the fifth of 32 training batches; returns the list of its example ids, filled during training."""
     original, batches, ids = SmallData.training_batch, [0], []
 
     def batch(self: SmallData, indices):  # type: ignore[no-untyped-def]
-        made = original(self, indices)
+        content = original(self, indices)
         if self.trainer and self.trainer.training:
             batches[0] += 1
             if batches[0] == 5:
-                made["features"][0, 0] = torch.nan
+                content["features"][0, 0] = torch.nan
                 ids.append(indices.tolist())
-        return made
+        return content
 
     monkeypatch.setattr(SmallData, "training_batch", batch)
     return ids
 
 
-def test_the_training_stops_and_names_the_examples(poisoned: list[list[int]]) -> None:
-    with pytest.raises(StoppedByGuard, match=r"step 4 is not finite; .*nonfinite\.json names its examples"):
+def test_training_stops_and_records_the_examples(poisoned: list[list[int]]) -> None:
+    with pytest.raises(StoppedByGuard, match=r"step 4 is NaN or Inf; .*nonfinite\.json lists its examples"):
         run("fit", [*FIT])
     directory = newest()
     kept = json.loads((directory.path / "nonfinite.json").read_text())
@@ -59,7 +59,7 @@ def test_the_training_stops_and_names_the_examples(poisoned: list[list[int]]) ->
     assert directory.record()["status"] == "stopped"
 
 
-def test_nothing_is_saved_after_the_step(poisoned: list[list[int]]) -> None:
+def test_no_checkpoint_is_saved_after_the_step(poisoned: list[list[int]]) -> None:
     with pytest.raises(StoppedByGuard):
         run("fit", [*FIT])
     last = content(newest())
@@ -67,7 +67,7 @@ def test_nothing_is_saved_after_the_step(poisoned: list[list[int]]) -> None:
     assert all(value.isfinite().all() for value in last["state_dict"].values())
 
 
-def test_a_stopped_run_continues_where_the_numbers_were_good(poisoned: list[list[int]]) -> None:
+def test_a_stopped_run_continues_from_the_last_finite_step(poisoned: list[list[int]]) -> None:
     with pytest.raises(StoppedByGuard):
         run("fit", [*FIT])
     stopped = newest().path
@@ -76,7 +76,7 @@ def test_a_stopped_run_continues_where_the_numbers_were_good(poisoned: list[list
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_such_steps_can_be_left_out_and_are_counted(poisoned: list[list[int]], accumulation: int) -> None:
+def test_skipped_steps_are_counted(poisoned: list[list[int]], accumulation: int) -> None:
     directory = fit(*FIT, "--guard.nonfinite=skip", f"--trainer.accumulate_grad_batches={accumulation}")
     assert directory.record()["skipped_steps"] == 1 and directory.record()["status"] == "finished"
     logged = [row for row in rows(directory.path)]
@@ -85,14 +85,14 @@ def test_such_steps_can_be_left_out_and_are_counted(poisoned: list[list[int]], a
     assert json.loads((directory.path / "eval.json").read_text())["val"]["metrics"]["val/accuracy"] > 0.5
 
 
-def test_a_training_that_does_not_recover_stops(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_stops_after_20_consecutive_skipped_steps(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = SmallData.training_batch
 
     def batch(self: SmallData, indices):  # type: ignore[no-untyped-def]
         return {**original(self, indices), "features": torch.full((len(indices), 64), torch.inf)}
 
     monkeypatch.setattr(SmallData, "training_batch", batch)
-    with pytest.raises(StoppedByGuard, match="20 steps in a row were not finite"):
+    with pytest.raises(StoppedByGuard, match="NaN or Inf in more than 20 consecutive steps"):
         run("fit", [*FIT, "--guard.nonfinite=skip", "--trainer.max_epochs=4"])
 
 
@@ -106,7 +106,7 @@ def test_the_command_exits_with_3(
     assert errors.splitlines()[-1].startswith("litlab: the loss or gradient of step ")
 
 
-def test_two_processes_stop_together_and_name_the_examples_of_both(litlab: Command, inside: Path) -> None:
+def test_two_ranks_stop_together_and_record_the_examples_of_both(litlab: Command, inside: Path) -> None:
     ddp = ("-c", "configs/hardware/ddp.yaml", "--trainer.devices=2")
     outcome = litlab("fit", *FIT, *ddp, "--model.learning_rate=1e30", "--model.warmup=0")
     assert outcome.returncode == 3, outcome.stderr
@@ -115,21 +115,21 @@ def test_two_processes_stop_together_and_name_the_examples_of_both(litlab: Comma
 
 
 @pytest.mark.parametrize("limit", [0.01, 1e3], ids=["clipped", "small"])
-def test_clipping_with_the_norm_that_is_known_gives_the_bits_of_torch(limit: float) -> None:
+def test_clipping_with_a_precomputed_norm_equals_that_of_torch(limit: float) -> None:
     torch.manual_seed(0)
-    mine, theirs = ([torch.nn.Parameter(torch.zeros(7, 5)), torch.nn.Parameter(torch.zeros(3))] for _ in range(2))
-    for one, other in zip(mine, theirs, strict=True):
+    ours, expected = ([torch.nn.Parameter(torch.zeros(7, 5)), torch.nn.Parameter(torch.zeros(3))] for _ in range(2))
+    for one, other in zip(ours, expected, strict=True):
         one.grad = torch.randn_like(one)
         other.grad = one.grad.clone()
-    optimizer, guard = torch.optim.SGD(mine), Guard()
+    optimizer, guard = torch.optim.SGD(ours), Guard()
     guard._norm = total_norm(gradients_of(optimizer))
-    assert torch.equal(guard._norm, torch.nn.utils.get_total_norm([parameter.grad for parameter in theirs]))
+    assert torch.equal(guard._norm, torch.nn.utils.get_total_norm([parameter.grad for parameter in expected]))
     guard.clip(optimizer, limit)
-    torch.nn.utils.clip_grad_norm_(theirs, limit)
-    assert all(torch.equal(one.grad, other.grad) for one, other in zip(mine, theirs, strict=True))
+    torch.nn.utils.clip_grad_norm_(expected, limit)
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(ours, expected, strict=True))
 
 
-def test_a_module_that_changes_its_gradient_is_clipped_by_the_norm_of_what_it_made(
+def test_a_gradient_that_the_module_has_changed_is_clipped_by_its_new_norm(
     inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms: list[float] = []
@@ -138,18 +138,18 @@ def test_a_module_that_changes_its_gradient_is_clipped_by_the_norm_of_what_it_ma
         for gradient in gradients_of(optimizer):
             gradient.mul_(1e3)
 
-    def note(self: SmallModel, optimizer: torch.optim.Optimizer) -> None:
-        if gradients := gradients_of(optimizer):  # of the step before, clipped
+    def record(self: SmallModel, optimizer: torch.optim.Optimizer) -> None:
+        if gradients := gradients_of(optimizer):  # of the previous step, clipped
             norms.append(total_norm(gradients).item())
 
     monkeypatch.setattr(SmallModel, "on_before_optimizer_step", enlarge)
-    monkeypatch.setattr(SmallModel, "on_before_zero_grad", note)
+    monkeypatch.setattr(SmallModel, "on_before_zero_grad", record)
     run("fit", [*FIT, "--trainer.gradient_clip_val=0.5", "--trainer.max_steps=4"])
     assert norms == pytest.approx([0.5] * 3, rel=1e-4)
 
 
 @pytest.mark.parametrize("manual", [True, False], ids=["manual optimization", "own clipping"])
-def test_a_norm_is_not_used_for_a_gradient_that_it_is_not_of(manual: bool, tmp_path: Path) -> None:
+def test_the_norm_of_another_gradient_is_not_used(manual: bool, tmp_path: Path) -> None:
     norms: list[float] = []
 
     class Module(BoringModel):

@@ -6,15 +6,16 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import wandb
 from exactness import deterministic
+from forked import Forked
 from in_process import fit
 from interruption import Interrupter
 from lightning.pytorch.loggers import WandbLogger
@@ -29,18 +30,18 @@ SMALL = ("-c", "configs/experiment/small.yaml")
 
 @pytest.fixture(autouse=True)
 def fresh_wandb(alone: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B without the state of another test; where the command runs, that has to switch W&B's telemetry off."""
+    """Reset W&B before and after each test. In a project, the litlab command itself must disable W&B's error reporting."""
     if "project" in request.fixturenames:
         monkeypatch.delenv("WANDB_ERROR_REPORTING")
     wandb.teardown()
     yield
-    wandb.finish()  # of a test that failed before it could
+    wandb.finish()  # of a test that failed before its own call
     wandb.teardown()
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A W&B server that all of W&B talks to, if it talks to any."""
+    """A local W&B server that all requests of W&B go to."""
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         yield server
@@ -54,7 +55,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run_folder(parent: Path, name: str = "run") -> Path:
-    """What a logger needs of a run directory."""
+    """Create a run directory with the files that the logger reads."""
     folder = parent / "experiment" / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("checkpoint: {monitor: val/accuracy, mode: max}\nseed_everything: 7\n")
@@ -63,7 +64,7 @@ def run_folder(parent: Path, name: str = "run") -> Path:
 
 
 def set_loggers(project: Path, **options: Any) -> tuple[str, ...]:
-    """The arguments for an overlay with these options of the W&B logger."""
+    """Write an overlay with options of the W&B logger and return its command-line arguments."""
     content = {"trainer": {"logger": [{"class_path": "litlab.training.loggers.Wandb", "init_args": options}]}}
     (project / "configs" / "wandb.yaml").write_text(json.dumps(content))
     return "-c", "configs/wandb.yaml"
@@ -74,19 +75,20 @@ def latest(project: Path) -> Path:
 
 
 def inspect(run: Path) -> list[dict[str, Any]]:
-    """All records of the W&B run in a run directory."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run / "wandb" / "latest-run")]
-    outcome = subprocess.run(command, env={**os.environ, "WANDB_MODE": "offline"}, capture_output=True, check=True)
+    """Return all records of the W&B run in a run directory."""
+    command = ["-m", "wandb", "leet", "inspect", "--json", str(run / "wandb" / "latest-run")]
+    outcome = forked.run(command, timeout=60, env={**os.environ, "WANDB_MODE": "offline"})
+    outcome.check_returncode()
     return [json.loads(line) for line in outcome.stdout.splitlines()]
 
 
 def accuracies(run: Path) -> list[tuple[float, float]]:
-    """Step and value of val/accuracy in metrics.csv."""
+    """Return step and value of each val/accuracy in metrics.csv."""
     return [(row["step"], row["val/accuracy"]) for row in directory.rows(run) if "val/accuracy" in row]
 
 
 def logged(rows: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """The same in W&B's history."""
+    """Return step and value of each val/accuracy in W&B's history."""
     return [(row["trainer/global_step"], row["val/accuracy"]) for row in rows if "val/accuracy" in row]
 
 
@@ -115,7 +117,7 @@ def test_metrics_csv_keeps_old_rows_aligned_when_a_column_is_added(tmp_path: Pat
     assert table(tmp_path) == [["step", "loss", "accuracy"], *rows]
 
 
-def test_metrics_csv_of_an_earlier_process_is_continued(tmp_path: Path) -> None:
+def test_metrics_csv_appends_to_the_file_of_an_earlier_process(tmp_path: Path) -> None:
     MetricsCsv(tmp_path).log_metrics({"loss": 0.5}, step=1)
     MetricsCsv(tmp_path).log_metrics({"loss": 0.25}, step=2)
     MetricsCsv(tmp_path).log_metrics({"test": 1.0}, step=3)
@@ -130,7 +132,7 @@ def test_metrics_csv_keeps_odd_names_and_values(tmp_path: Path, odd: str) -> Non
     assert table(tmp_path) == [["step", odd, "new"], ["1", odd, ""], ["2", "2.0", "3.0"]]
 
 
-def test_an_explicit_mode_wins(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_the_configured_mode_overrides_the_environment(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert choose_mode("online")[0] == "online"
     assert choose_mode("disabled")[0] == "disabled"
@@ -140,7 +142,7 @@ def test_an_explicit_mode_wins(monkeypatch: pytest.MonkeyPatch, key: str) -> Non
     ("named", "mode"),
     [("online", "online"), ("offline", "offline"), ("dryrun", "offline"), ("DISABLED", "disabled")],
 )
-def test_the_mode_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, key: str, named: str, mode: str) -> None:
+def test_the_mode_in_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, key: str, named: str, mode: str) -> None:
     monkeypatch.setenv("WANDB_MODE", named)
     assert choose_mode(None)[0] == mode
 
@@ -160,7 +162,7 @@ def test_a_key_in_netrc_means_online() -> None:
     assert choose_mode(None)[0] == "online"
 
 
-def test_a_malformed_key_means_offline_and_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_key_means_offline_and_the_reason_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short-and-secret")
     mode, reason = choose_mode(None)
     assert mode == "offline"
@@ -172,13 +174,13 @@ def test_choosing_a_mode_sends_no_request(server: WandbServer, key: str, monkeyp
     connect, addresses = socket.socket.connect, []
 
     def watched(self: socket.socket, address: Any) -> None:
-        if self.family != socket.AF_UNIX:  # W&B's own process, on this machine
+        if self.family != socket.AF_UNIX:  # W&B's local service process
             addresses.append(address)
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", watched)
     assert choose_mode(None)[0] == "online"
-    wandb.teardown()  # waits for W&B's own process
+    wandb.teardown()  # waits for W&B's local service process
     assert addresses == []
     assert server.requests == []
 
@@ -199,20 +201,18 @@ def test_a_run_without_credentials_is_offline_and_complete(inside: Path, server:
     assert config["seed_everything"] == 0
 
 
-def test_a_run_without_credentials_asks_nothing_on_a_terminal(project: Path, server: WandbServer) -> None:
+def test_a_run_without_credentials_does_not_prompt_on_a_terminal(project: Path, server: WandbServer) -> None:
     terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "litlab", "fit", *SMALL, "-c", "configs/debug/tiny.yaml"]
-    environment = {**os.environ, "TERM": "xterm"}  # W&B asks no questions on a dumb terminal
-    process = subprocess.Popen(
-        command, cwd=project, env=environment, stdin=end, stdout=end, stderr=end, start_new_session=True
-    )
+    command = ["-m", "litlab", "fit", *SMALL, "-c", "configs/debug/tiny.yaml"]
+    environment = {**os.environ, "TERM": "xterm"}  # W&B does not prompt on a dumb terminal
+    process = Forked(command, project, environment, stdin=end, stdout=end, stderr=end, start_new_session=True)
     os.close(end)
     deadline, output = time.monotonic() + 60, b""
     try:
         while select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0]:
             try:
                 output += os.read(terminal, 65536)
-            except OSError:  # how Linux says that the other end is closed
+            except OSError:  # on Linux, the other end is closed
                 break
         assert process.wait(timeout=max(1, deadline - time.monotonic())) == 0, output.decode()
     finally:
@@ -221,7 +221,7 @@ def test_a_run_without_credentials_asks_nothing_on_a_terminal(project: Path, ser
     assert b"W&B: offline" in output
 
 
-def test_a_run_with_a_key_arrives_at_the_server_and_the_key_stays_out_of_the_run_directory(
+def test_a_run_with_a_key_is_uploaded_and_the_key_is_not_in_the_run_directory(
     inside: Path, server: WandbServer, key: str
 ) -> None:
     run = fit(*SMALL).path
@@ -248,16 +248,18 @@ def test_a_run_whose_server_is_unreachable_goes_offline(
     assert logged(history(run)) == accuracies(run)
 
 
-def test_waiting_for_a_silent_server_ends_after_connect_timeout(tmp_path: Path, server: WandbServer, key: str) -> None:
+def test_waiting_for_a_server_that_does_not_respond_ends_after_connect_timeout(
+    tmp_path: Path, server: WandbServer, key: str
+) -> None:
     server.hang()
     logger = Wandb(save_dir=str(run_folder(tmp_path)), connect_timeout=2)
     started = time.monotonic()
     logger.log_metrics({"val/accuracy": 0.5}, step=1)
-    assert time.monotonic() - started < 2 + 15  # W&B's own processes start and end on a busy machine
+    assert time.monotonic() - started < 2 + 15  # starting and ending W&B's processes takes time on a busy machine
     wandb.finish()
 
 
-def test_a_key_that_the_server_refuses_means_offline(tmp_path: Path, server: WandbServer, key: str) -> None:
+def test_a_key_that_the_server_rejects_means_offline(tmp_path: Path, server: WandbServer, key: str) -> None:
     server.refuses = True
     run = run_folder(tmp_path)
     Wandb(save_dir=str(run)).log_metrics({"val/accuracy": 0.5}, step=1)
@@ -280,13 +282,14 @@ def test_the_end_waits_no_longer_than_finish_timeout_for_a_server_that_fails(
         logger.log_metrics({{"val/accuracy": 0.6}}, step=2)
         wandb.finish()
     """
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with Forked(["-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
-            assert process.stdout and process.stdout.readline() == b"begun\n"
+            assert process.stdin and process.stdout and process.stdout.readline() == b"begun\n"
             assert run.name in server.configs
             getattr(server, failure)()
             started = time.monotonic()
-            process.communicate(b"\n", timeout=60)
+            process.stdin.write(b"\n")
+            process.wait(timeout=60)
             seconds = time.monotonic() - started
         finally:
             process.kill()
@@ -306,18 +309,18 @@ def log_and_die(run: Path, values: list[float], step: int) -> None:
         print("begun", flush=True)
         time.sleep(60)
     """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
+    with Forked(["-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout and process.stdout.readline() == b"begun\n"
         time.sleep(4)  # W&B's log is written every two seconds
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_run_that_was_killed_offline_continues_online_as_one_run_with_all_its_rows(
+def test_a_run_that_was_killed_offline_continues_online_as_one_run_with_all_rows(
     tmp_path: Path, server: WandbServer, key: str
 ) -> None:
     run = run_folder(tmp_path)
     log_and_die(run, [0.1, 0.2], 1)
-    empty = run / "wandb" / "offline-run-20000101_000000-run"  # of a process that was killed at once
+    empty = run / "wandb" / "offline-run-20000101_000000-run"  # of a process that was killed right after its start
     empty.mkdir()
     (empty / "run-run.wandb").write_bytes(b":W&B\xe1\xbe\x00")
     log_and_die(run, [0.3], 3)
@@ -328,26 +331,26 @@ def test_a_run_that_was_killed_offline_continues_online_as_one_run_with_all_its_
     assert not empty.exists()
 
 
-def test_offline_fragments_of_one_run_can_be_sent_later(tmp_path: Path, server: WandbServer, key: str) -> None:
+def test_offline_logs_of_one_run_can_be_uploaded_later(tmp_path: Path, server: WandbServer, key: str) -> None:
     run = run_folder(tmp_path)
     log_and_die(run, [0.1, 0.2], 1)
     Wandb(save_dir=str(run), mode="offline").log_metrics({"val/accuracy": 0.3}, step=3)
     wandb.finish()
-    fragments = sorted(map(str, run.glob("wandb/offline-run-*")))
-    assert len(fragments) == 2
-    subprocess.run([sys.executable, "-m", "wandb", "sync", *fragments], capture_output=True, check=True)
+    offline_logs = sorted(map(str, run.glob("wandb/offline-run-*")))
+    assert len(offline_logs) == 2
+    forked.run(["-m", "wandb", "sync", *offline_logs], timeout=60).check_returncode()
     assert list(server.rows) == ["run"] and logged(server.rows["run"]) == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
 
 @pytest.mark.parametrize("failure", ["hang", "die", "fail"])
-def test_a_server_that_fails_in_the_middle_changes_nothing_of_a_training(
+def test_a_server_that_fails_during_training_does_not_change_the_results(
     inside: Path, server: WandbServer, key: str, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (*SMALL, *set_loggers(inside, finish_timeout=2), "--trainer.max_epochs=8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
-        alone = fit(*options).path
-    wandb.teardown()  # a process of its own would not know WANDB_MODE either
+        without_wandb = fit(*options).path
+    wandb.teardown()  # W&B's service process keeps the WANDB_MODE of its start
 
     def fail() -> None:
         assert server.configs and len(accuracies(latest(inside))) == 2
@@ -355,7 +358,7 @@ def test_a_server_that_fails_in_the_middle_changes_nothing_of_a_training(
 
     Interrupter(monkeypatch).after_steps(40, fail)
     run = fit(*options).path
-    assert run != alone and deterministic(run) == deterministic(alone)
+    assert run != without_wandb and deterministic(run) == deterministic(without_wandb)
     assert logged(history(run)) == accuracies(run)
 
 
@@ -369,12 +372,12 @@ def test_an_offline_run_after_an_online_one_in_the_same_process_stays_offline(
     second = run_folder(tmp_path, "second")
     Wandb(save_dir=str(second), mode="offline").log_metrics({"val/accuracy": 0.6}, step=1)
     wandb.finish()
-    wandb.teardown()  # waits for the process that uploads
+    wandb.teardown()  # waits for the uploads
     assert server.requests == []
     assert logged(history(second)) == [(1, 0.6)]
 
 
-def test_an_offline_run_does_not_keep_a_later_one_in_the_same_process_from_finding_the_key(
+def test_a_run_after_an_offline_run_in_the_same_process_finds_the_key(
     tmp_path: Path, server: WandbServer, key: str
 ) -> None:
     Wandb(save_dir=str(run_folder(tmp_path)), mode="offline").log_metrics({"val/accuracy": 0.5}, step=1)
@@ -382,7 +385,7 @@ def test_an_offline_run_does_not_keep_a_later_one_in_the_same_process_from_findi
     assert choose_mode(None)[0] == "online"
 
 
-def test_a_disabled_logger_leaves_nothing(tmp_path: Path, server: WandbServer, key: str) -> None:
+def test_a_disabled_logger_writes_and_sends_nothing(tmp_path: Path, server: WandbServer, key: str) -> None:
     run = run_folder(tmp_path)
     Wandb(save_dir=str(run), mode="disabled").log_metrics({"val/accuracy": 0.5}, step=1)
     wandb.finish()
@@ -390,7 +393,7 @@ def test_a_disabled_logger_leaves_nothing(tmp_path: Path, server: WandbServer, k
     assert not (run / "wandb").exists()
 
 
-def test_the_step_keeps_its_name_whatever_lightning_calls_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_the_step_does_not_depend_on_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def experiment(self: WandbLogger) -> Any:
         run = original(self)
         run.define_metric("*", step_metric="global_step", step_sync=True)
@@ -406,11 +409,11 @@ def test_the_step_keeps_its_name_whatever_lightning_calls_it(tmp_path: Path, mon
     metrics = [record["metric"] for record in inspect(run) if record["type"] == "metric"]
     axes = {
         metric.get("glob_name", metric.get("name")): metric.get("step_metric") for metric in metrics
-    }  # the last wins
+    }  # the last definition applies
     assert axes["*"] == axes["val/accuracy"] == "trainer/global_step"
 
 
-def test_the_summary_of_the_monitored_score_is_its_best_value(tmp_path: Path) -> None:
+def test_the_summary_of_the_monitored_metric_is_its_best_value(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     logger = Wandb(save_dir=str(run))
     for step, value in enumerate((0.5, 0.9, 0.7)):

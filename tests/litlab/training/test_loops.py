@@ -10,22 +10,22 @@ from litlab.training.loops import STEP_HOOKS, shortcuts
 
 
 class Shortcuts(Callback):
-    """Uses `shortcuts` during the training."""
+    """Applies `shortcuts` during the training."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.taken = ExitStack()
-        self.taken.enter_context(shortcuts(trainer))
+        self.context = ExitStack()
+        self.context.enter_context(shortcuts(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.skipped = {
             owner: [hook for hook in STEP_HOOKS if getattr(owner, hook) is None]
             for owner in (pl_module, *trainer.callbacks)
         }
-        self.taken.close()
+        self.context.close()
 
 
 class Counting(Callback):
-    """Overrides one hook of a step."""
+    """A callback that overrides one step hook and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -35,7 +35,7 @@ class Counting(Callback):
 
 
 class Module(BoringModel):
-    """Overrides another."""
+    """A module that overrides another step hook and counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,21 +48,25 @@ class Module(BoringModel):
 def test_overridden_hooks_are_called_and_the_others_are_skipped(tmp_path: Any) -> None:
     seen: list[int] = []
     callback = Counting()
-    made = LambdaCallback(on_before_backward=lambda *args: seen.append(1))
+    added = LambdaCallback(on_before_backward=lambda *args: seen.append(1))
     settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     module = Module()
-    callbacks = [Shortcuts(), callback, made]
+    callbacks = [Shortcuts(), callback, added]
     trainer = Trainer(accelerator="cpu", max_steps=3, callbacks=callbacks, default_root_dir=tmp_path, **settings)
     trainer.fit(module)
     assert (callback.calls, module.calls, len(seen)) == (3, 3, 3)
     skipped = callbacks[0].skipped
     assert skipped[callback] == [hook for hook in STEP_HOOKS if hook != "on_train_batch_end"]
     assert skipped[module] == [hook for hook in STEP_HOOKS if hook != "on_before_zero_grad"]
-    assert all(callable(getattr(owner, hook)) for owner in skipped for hook in STEP_HOOKS), "only during the training"
+    assert all(callable(getattr(owner, hook)) for owner in skipped for hook in STEP_HOOKS), (
+        "the shortcuts end with the training"
+    )
 
 
 @pytest.mark.parametrize("overridden", ["nowhere", "module", "data"])
-def test_batches_are_not_sent_to_the_cpu_unless_a_transfer_hook_is_overridden(overridden: str, tmp_path: Any) -> None:
+def test_batches_are_not_transferred_to_the_cpu_unless_a_transfer_hook_is_overridden(
+    overridden: str, tmp_path: Any
+) -> None:
     sent: list[int] = []
 
     def transfer(self: Any, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -76,7 +80,7 @@ def test_batches_are_not_sent_to_the_cpu_unless_a_transfer_hook_is_overridden(ov
         return batch
 
     bases = {"module": BoringModel, "data": BoringDataModule}
-    made = {
+    parts = {
         name: type(name, (base,), {"transfer_batch_to_device": transfer} if name == overridden else {})()
         for name, base in bases.items()
     }
@@ -91,14 +95,14 @@ def test_batches_are_not_sent_to_the_cpu_unless_a_transfer_hook_is_overridden(ov
         default_root_dir=tmp_path,
         **settings,
     )
-    trainer.fit(made["module"], datamodule=made["data"])
+    trainer.fit(parts["module"], datamodule=parts["data"])
     assert trainer.global_step == 3 and len(sent) == (0 if overridden == "nowhere" else 3)
     trainer.validate(
-        made["module"],
+        parts["module"],
         datamodule=type("Other", (BoringDataModule,), {"on_after_batch_transfer": after})(),
         verbose=False,
     )
-    assert len(seen) == 1, "what was skipped in the training is not skipped after it"
+    assert len(seen) == 1, "the transfer is skipped only during the training"
 
 
 def test_importing_the_loops_patches_no_class() -> None:

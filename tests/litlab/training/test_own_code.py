@@ -1,4 +1,4 @@
-"""A researcher's own model and data, written as Lightning's documentation shows them, without any of litlab's classes."""
+"""Own models and data in plain Lightning, as in its documentation, without any litlab class."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ class Model(LightningModule):
         return {"loss": torch.nn.functional.mse_loss(self.layer(x), y)}
 
     def validation_step(self, batch, batch_idx):
-        self.logger.experiment  # the usual way to reach W&B
+        self.logger.experiment  # the usual way to access W&B
         loss = self.training_step(batch, batch_idx)["loss"]
         self.log("val/loss", loss)
         return {"nothing": None, "loss": loss, "dict": {"val_loss": loss}}[self.hparams.output]
@@ -61,7 +61,7 @@ class Model(LightningModule):
 
 @pytest.fixture
 def own(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project with own.py in its root folder, where the command line finds it by itself."""
+    """A project with own.py in its root folder, which the command line adds to the import path."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the project's folder
     (inside / "own.py").write_text(OWN)
@@ -72,18 +72,18 @@ def own(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("output", ["nothing", "loss", "dict"])
-def test_batches_and_outputs_of_any_kind_train_and_are_evaluated(own: Path, output: str, capsys) -> None:
+def test_steps_may_return_outputs_of_any_kind(own: Path, output: str, capsys) -> None:
     directory = fit("-c", "own.yaml", f"--model.output={output}", "--trainer.log_every_n_steps=1")
     assert directory.record()["status"] == "finished" and directory.experiment == "own"
     assert json.loads((directory.path / "eval.json").read_text())["val"]["metrics"]["val/loss"] < 0.1
     losses = logged(directory, "train/loss")
     assert len(losses) == 15 and losses[-1] < losses[0]
     assert not (directory.path / "predictions").exists()
-    assert "no predictions written: steps must return" in capsys.readouterr().err
+    assert "no predictions written: validation and test steps must return" in capsys.readouterr().err
 
 
 def test_the_real_command_finds_the_code_in_the_root_folder_of_the_project(own: Path, litlab: Command) -> None:
-    done = litlab("fit", "-c", "own.yaml", "--trainer.max_epochs=1")
+    done = litlab("fit", "-c", "own.yaml", "--trainer.max_epochs=1", fresh=True)
     assert done.returncode == 0, done.stderr
     assert newest(own).record()["status"] == "finished"
 
@@ -93,18 +93,18 @@ def test_a_training_loss_can_be_monitored(own: Path) -> None:
     assert (fit("-c", "own.yaml", *options).path / "checkpoints" / "best.ckpt").exists()
 
 
-def test_a_test_step_that_logs_nothing_is_one_sentence(own: Path) -> None:
+def test_a_test_step_that_logs_nothing_gives_a_message(own: Path) -> None:
     fit("-c", "own.yaml")
     with pytest.raises(BadInput, match=r"Model logs no \w+ of the test split: call self\.log in its step"):
         run("eval", ["latest"])
 
 
-def test_an_error_in_a_researchers_own_file_is_shown_as_it_is(own: Path) -> None:
+def test_an_error_in_a_file_of_the_user_is_not_changed(own: Path) -> None:
     (own / "broken.py").write_text("import own\nclass Model(own.Model):\n    oops = not_defined\n")
     with pytest.raises(NameError, match="not_defined"):
         run("fit", ["-c", "own.yaml", "--model=broken.Model"])
 
 
-def test_the_config_of_an_own_experiment_names_its_classes(own: Path) -> None:
+def test_the_config_of_an_own_experiment_contains_its_class_paths(own: Path) -> None:
     config = yaml.safe_load((fit("-c", "own.yaml", "--trainer.max_epochs=1").path / "config.yaml").read_text())
     assert config["model"]["class_path"] == "own.Model" and config["experiment"] == "own"

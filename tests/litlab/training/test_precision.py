@@ -8,7 +8,7 @@ from litlab.training.precision import Bf16Mixed
 
 
 class FusedModel(BoringModel):
-    """Large gradients and a fused optimizer."""
+    """A model with large gradients and a fused optimizer."""
 
     def training_step(self, batch, batch_idx):
         return self.layer(batch).float().pow(2).sum() * 1e3
@@ -40,7 +40,7 @@ def test_gradients_are_clipped_under_bf16_with_a_fused_optimizer(tmp_path) -> No
     assert train(Bf16Mixed("cpu"), tmp_path, gradient_clip_val=0.5).norm == pytest.approx(0.5, rel=1e-3)
 
 
-def test_autocast_keeps_the_cast_weights() -> None:
+def test_autocast_caches_the_cast_weights() -> None:
     layer = torch.nn.Linear(8, 8)
     with Bf16Mixed("cpu").forward_context():
         assert torch.is_autocast_cache_enabled()

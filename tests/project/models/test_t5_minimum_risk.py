@@ -306,9 +306,7 @@ def test_no_samples_are_drawn_for_validation_during_training(
 
 
 def test_minimum_bayes_risk_with_greedy_decoding_is_refused(tiny_t5: Path) -> None:
-    with pytest.raises(
-        BadInput, match=r"^model.mbr_samples=8: greedy decoding has one hypothesis only; set model.num"
-    ):
+    with pytest.raises(BadInput, match=r"^model.mbr_samples=8: greedy decoding has one hypothesis only; set model.num"):
         T5MinimumRisk(pretrained=str(tiny_t5), mbr_samples=8)
 
 
