@@ -279,5 +279,5 @@ def describe(name: str, meta: dict[str, Any]) -> str:
         cut = f"{facts['cut']:,} truncated to" if facts["cut"] else "none above"
         lines.append(f"tokens     {facts['mean']:.1f} per {column}, {cut} {facts['limit']}")
     if meta["overlap"]:
-        lines.append(f"attention  {meta['overlap']:,} rows of train have a text that is also in validation or test")
+        lines.append(f"warning    {meta['overlap']:,} rows of train have a text that is also in validation or test")
     return "\n".join(lines)

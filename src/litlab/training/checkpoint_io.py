@@ -14,8 +14,8 @@ from litlab.runs import checkpoint as checkpoint_file
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, and loads only tensors and plain values.
 
-    It writes a temporary file in the target folder and renames it. Lightning writes to the system's temporary folder and
-    moves the file. If that folder is on another disk, the move is a copy, which may be incomplete if it is interrupted.
+    It writes a temporary file in the target folder and renames it. Lightning writes to the system's temporary folder
+    and moves the file. If that folder is on another disk, the move is a copy, and an interrupted copy is incomplete.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -178,7 +178,7 @@ class LastCheckpoint(Callback):
             self._stop(trainer)
 
     def after_step(self, trainer: Trainer, save: bool) -> None:
-        """Write the checkpoints that are due. It is called between two optimizer steps, when no gradients are accumulated.
+        """Write the checkpoints that are due, between two optimizer steps, when no gradients are accumulated.
 
         Args:
             trainer: the trainer.
@@ -258,7 +258,7 @@ def _settings(group: State) -> State:
 
 
 def _interrupts(trainer: Trainer) -> Interrupts:
-    """Return the `Interrupts` of the fit loop, which is that of `litlab.training.loops`."""
+    """Return the `Interrupts` of the fit loop, which must be the one of `litlab.training.loops`."""
     loop: Any = trainer.fit_loop
     return loop.interrupts
 

@@ -80,8 +80,8 @@ class EvaluationResults(Callback):
 class CountTestEvaluations(Callback):
     """Counts the evaluations on the test split in run.json.
 
-    An evaluation is counted before its first batch, so that an interrupted one is counted too, and after the weights are
-    loaded, so that one that fails because the weights do not match the model is not counted.
+    The count is increased before the first batch, so that an interrupted evaluation is counted, and after the weights
+    are loaded, so that an evaluation of a checkpoint that does not match the model is not counted.
     """
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -27,8 +27,8 @@ class Guard(Callback):
     does not wait for the GPU.
 
     Args:
-        nonfinite: stop: end the training; skip: leave the weights unchanged and count the step. With skip, the CPU waits
-            for the GPU at every step.
+        nonfinite: stop: end the training; skip: leave the weights unchanged and count the step. With skip, the CPU
+            waits for the GPU at every step.
     """
 
     def __init__(self, nonfinite: Literal["stop", "skip"] = "stop") -> None:
@@ -99,7 +99,7 @@ class Guard(Callback):
             self._in_a_row, self._unread = 0, None
 
     def clip(self, optimizer: Any, clip_val: float) -> None:
-        """Clip the gradient with the norm from the check, because computing the norm again doubles the cost of clipping.
+        """Clip the gradient with the norm from the check; computing the norm again would double the cost.
 
         Args:
             optimizer: the optimizer whose gradients are clipped.
@@ -141,7 +141,7 @@ class Guard(Callback):
         )
 
     def _skip(self, trainer: Trainer, optimizer: Any) -> None:
-        """Remove the gradients of this step, so that the optimizer changes no weights, and log the number of skipped steps."""
+        """Remove the gradients, so that the optimizer changes no weights, and log the number of skipped steps."""
         assert self._unread is not None
         facts, self._unread = self._unread[1], None
         self.skipped += 1

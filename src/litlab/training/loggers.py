@@ -93,7 +93,7 @@ class MetricsCsv(Logger):
         content = self._rows()
         if (found := max(0, len(content) - 1)) < rows:
             print(
-                f"{self._file} has only {found} of the {rows} rows that were logged before the checkpoint; the others are lost",
+                f"{self._file} has only {found} of the {rows} rows logged before the checkpoint; the others are lost",
                 file=sys.stderr,
             )
         kept = [row[:columns] for row in content[: rows + 1]] if columns else []

@@ -179,7 +179,7 @@ class EpochLoop(_TrainingEpochLoop):
         return pending
 
     def _build_kwargs(self, kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
-        """Return the arguments of the training step. Lightning inspects its signature at every step; this does so once."""
+        """Return the arguments of the training step; read its signature once, not at every step as Lightning does."""
         if self._takes_batch_idx is None:
             step = self.trainer.lightning_module.training_step
             self._takes_batch_idx = is_param_in_hook_signature(step, "batch_idx", min_args=2)
@@ -189,7 +189,7 @@ class EpochLoop(_TrainingEpochLoop):
         return kwargs
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Do nothing: LastCheckpoint shares requests to stop across ranks once per optimizer step, Lightning at every batch."""
+        """Do nothing: LastCheckpoint shares requests to stop across ranks, once per optimizer step."""
 
     def _replay(self, data_fetcher: _DataFetcher) -> None:
         """Skip the batches of this epoch that were already used, for a dataloader that has no state."""

@@ -61,9 +61,8 @@ class ProgressBar(TQDMProgressBar):
         if self._is_due():
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             metrics = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
-            self._print_progress(
-                f"epoch {trainer.current_epoch + 1:>3}  batch {batch_idx + 1} of {trainer.num_training_batches}  {metrics}"
-            )
+            batches = f"batch {batch_idx + 1} of {trainer.num_training_batches}"
+            self._print_progress(f"epoch {trainer.current_epoch + 1:>3}  {batches}  {metrics}")
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
@@ -85,8 +84,8 @@ class ProgressBar(TQDMProgressBar):
         """Print the line of the epoch: steps, seconds and metrics."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-            metrics = {"train/loss": self._loss(trainer), **metrics}
+            validation = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+            metrics = {"train/loss": self._loss(trainer), **validation}
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             seconds = time.monotonic() - self._epoch_started
             self._print(
@@ -158,8 +157,7 @@ def describe(trainer: Trainer, module: LightningModule) -> str:
     # steps, parameters and hardware
     warmup = module.hparams.get("warmup")
     if total != math.inf:
-        is_share = isinstance(warmup, float) and warmup <= 1
-        warmup_steps = f", {int(warmup * total):,} of them warm-up" if is_share else ""
+        warmup_steps = f", {int(warmup * total):,} of them warm-up" if isinstance(warmup, float) and warmup <= 1 else ""
         lines.append(f"steps      {steps_per_epoch:,} per epoch, {int(total):,} in all{warmup_steps}")
     lines.append(f"parameters {parameters:,}" + (f", {trained:,} trained" if trained != parameters else ""))
     lines.append(

@@ -39,7 +39,7 @@ def any_rank(trainer: Trainer, *flags: bool) -> list[bool]:
 
 
 def is_child() -> bool:
-    """Return whether Lightning launched this process. If such a process fails, Lightning kills the first process at once."""
+    """Return whether Lightning launched this process. If such a process fails, Lightning kills the first one."""
     return getattr(rank_zero_only, "rank", 0) != 0 and INHERITED in os.environ
 
 

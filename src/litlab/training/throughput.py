@@ -32,7 +32,7 @@ class Throughput(Callback):
     - `train/examples_per_second`: training examples.
     - `train/tokens_per_second`: tokens without padding; for an encoder-decoder, with the tokens of the targets.
     - `train/padding_share`: share of padding in all tokens of the batches; 0 to 1.
-    - `train/data_wait_share`: share of the time spent waiting for batches, from request to arrival on the device; 0 to 1.
+    - `train/data_wait_share`: share of the time spent waiting for batches, from request to arrival on device; 0 to 1.
     - `train/peak_memory_gb`: peak memory since the start of the process, maximum over ranks, in 10^9 bytes: on a GPU
       the memory allocated to tensors, otherwise the resident memory of the process.
     - `train/flop_utilization`: model FLOP utilization (Chowdhery et al., 2022, appendix B), with padding: FLOP/s of the

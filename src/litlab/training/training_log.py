@@ -56,7 +56,8 @@ class TrainingLog(Callback):
             # undo Lightning's division by accumulate_grad_batches and the model's multiplication by the weight
             self._sum.add_(outputs["loss"], alpha=size * accumulation / weight)
             self._size += size
-        if (batch_idx + 1) % accumulation == 0 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % accumulation == 0 and trainer.global_step % every == 0:
             loss_sum, size = self._collect(trainer)
             if size:
                 self.loss = loss_sum / size

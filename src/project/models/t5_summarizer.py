@@ -220,6 +220,6 @@ class T5Summarizer(LightningModule):
 def warn_of_cut_summaries(share: float, limit: int) -> None:
     """Warn that the limit lowers the metrics."""
     print(
-        f"attention: {share:.0%} of the summaries were truncated at {limit} tokens; raise model.max_new_tokens",
+        f"warning: {share:.0%} of the summaries were truncated at {limit} tokens; raise model.max_new_tokens",
         file=sys.stderr,
     )

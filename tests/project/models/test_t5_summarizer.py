@@ -125,7 +125,7 @@ def test_summaries_that_reach_the_limit_are_counted_and_reported_outside_trainin
     assert float(fit.callback_metrics["val/capped"]) == 1 and "attention" not in capsys.readouterr().err
     (scores,) = trainer().validate(model, data, verbose=False)
     assert scores["val/capped"] == 1 and scores["val/generated_tokens"] == 2
-    warning = "attention: 100% of the summaries were truncated at 2 tokens; raise model.max_new_tokens\n"
+    warning = "warning: 100% of the summaries were truncated at 2 tokens; raise model.max_new_tokens\n"
     assert capsys.readouterr().err.endswith(warning)
     (scores,) = trainer().test(model, data, verbose=False)
     assert scores["test/capped"] == 1 and capsys.readouterr().err.endswith(warning)
