@@ -1,1 +1,1 @@
-"""Yours: models and data. Edit, rename, delete."""
+"""Your models and data: edit, rename or delete them."""

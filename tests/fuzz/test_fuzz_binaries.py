@@ -190,7 +190,7 @@ def test_arrays_are_unpickled_without_running_code(room: Path, data: st.DataObje
     if content in ARRAYS:
         assert refusal == "" and repr(result) == repr(ARRAYS[content])
     if content in hostile_pickles(marker):
-        assert "it holds more than arrays and was not opened" in refusal
+        assert "only arrays are allowed, so it was not loaded" in refusal
     if not refusal:
         strange = [part for part in parts(result) if not isinstance(part, PLAIN)]
         assert all(part in (np.ndarray, np.dtype) or "_reconstruct" in repr(part) for part in strange)

@@ -84,7 +84,7 @@ SETTINGS = [
     Case(
         "heads that do not divide the width",
         f"{SUMMARIES}reviews.csv --data.summary=label --model.pretrained=null --model.num_heads=3",
-        ["model.d_model is 256", "3 heads (model.num_heads)"],
+        ["model.d_model is 256", "divisible by model.num_heads, which is 3"],
     ),
     Case(
         "a size of a model that has one already",
@@ -111,7 +111,7 @@ CSV = [
         GOOD.replace("label", "stars"),
         ["no column 'label'", "it has 'text', 'stars'", "--data.label=..."],
     ),
-    ("a column twice", GOOD.replace("text,label", "text,text"), ["a.csv has two columns 'text'", "rename one"]),
+    ("a column twice", GOOD.replace("text,label", "text,text"), ["a.csv has two columns named 'text'", "rename one"]),
     ("semicolons", GOOD.replace(",", ";"), ["a.csv", "'text;label'", "must be separated by commas"]),
     ("tabs", GOOD.replace(",", "\t"), ["a.csv", r"'text\tlabel'", "must be separated by commas"]),
     ("latin-1", GOOD.replace("words 3,", "Wörter,").encode("latin1"), ["a.csv, line 5", "save the file as UTF-8"]),
@@ -122,17 +122,21 @@ CSV = [
     (
         "a comma too many",
         GOOD.replace("words 3,", "well, words,"),
-        ["a.csv, row 4 has 3 values", "between double quotes"],
+        ["a.csv, row 4 has 3 values", "in double quotes"],
     ),
-    ("an open quote", GOOD.replace("words 3,", '"words 3,'), ["a.csv, row 4 is not valid CSV", "must end it"]),
-    ("one class", GOOD.replace(",b", ",a"), ["a.csv", "labels in column 'label' are 'a'", "two classes or more"]),
+    (
+        "an open quote",
+        GOOD.replace("words 3,", '"words 3,'),
+        ["a.csv, row 4 is not valid CSV", "close every double quote"],
+    ),
+    ("one class", GOOD.replace(",b", ",a"), ["a.csv", "labels in column 'label' are 'a'", "at least two classes"]),
     ("two rows", GOOD[:31], ["a.csv has 2 rows", "give more rows, other fractions, or a file for each split"]),
 ]
 JSONL = [
     ("not JSON", "{'text': 'one'}\n", ["a.jsonl, row 2 is not JSON", "write one object per line"]),
     ("an array", f"[{OBJECT.strip()}]\n", ["a.jsonl, row 2 is not an object", 'write lines like {"text"']),
-    ("a missing key", '{"text": "two"}\n', ["a.jsonl, row 2 lacks 'label'", "every row needs text, label"]),
-    ("a number as a text", '{"text": 5, "label": "a"}\n', ["row 2: column 'text' holds 5", "put it between quotes"]),
+    ("a missing key", '{"text": "two"}\n', ["a.jsonl, row 2 has no 'label'", "every row needs text, label"]),
+    ("a number as a text", '{"text": 5, "label": "a"}\n', ["row 2: column 'text' contains 5", "put it in quotes"]),
     ("mixed labels", '{"text": "two", "label": 1}\n', ["a.jsonl, row 2", "row 1 has 'a'", "not both"]),
 ]
 PARQUET = [
@@ -163,7 +167,7 @@ FOLDER = [
     ),
 ]
 SOURCE = [
-    ("no such file", "a.csv", ["a.csv cannot be read (No such file", "data.source must name a file"]),
+    ("no such file", "a.csv", ["a.csv cannot be read (No such file", "data.source must name a readable file"]),
     ("another kind of file", "overlay.yaml", ["overlay.yaml", "files that end in .jsonl, .csv or .parquet"]),
     (
         "no such name",
@@ -172,7 +176,7 @@ SOURCE = [
     ),
     ("texts as labels", "reviews.csv --data.label=text", ["reviews.csv: column 'text' has 40", "--data.label=..."]),
     ("no such second text", "reviews.csv --data.text_pair=answer", ["no column 'answer'", "--data.text_pair=..."]),
-    ("no such split", "reviews.csv --data.validation=dev", ["--data.validation=dev", "it has train", "a fraction"]),
+    ("no such split", "reviews.csv --data.validation=dev", ["--data.validation=dev", "use train", "a fraction"]),
     (
         "too much for test",
         "reviews.csv --data.test=0.99",
@@ -218,7 +222,7 @@ DATA = [
     Case(
         "an IDX file that is cut short",
         MNIST,
-        ["idx/train-images-idx3-ubyte has 470409 bytes", "promises 470416", "download it again"],
+        ["idx/train-images-idx3-ubyte has 470409 bytes", "declares 470416", "download it again"],
         steps=[change(TRAIN_IMAGES, lambda content: content[:-7])],
     ),
     Case(

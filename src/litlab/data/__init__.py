@@ -1,1 +1,1 @@
-"""How examples become batches: batches, token cache, table readers."""
+"""From files to batches: readers, splits, token cache, batches."""

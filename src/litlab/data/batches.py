@@ -1,11 +1,12 @@
-"""How examples become batches: which examples form which batch, and how stored columns become padded tensors.
+"""Batches: which examples form each batch, and how stored columns become padded tensors.
 
-The sequence of *global* batches, one per optimizer step, is a pure function of (data, seed, epoch, batch size). Ranks and
-the micro-batches of gradient accumulation take slices of it: two ranks see what one rank with two micro-batches sees, and
-any number of ranks can continue what another number began. Nothing here draws from the global random number generators.
+The sequence of *global* batches, one per optimizer step, is a pure function of data, seed, epoch and batch size. Each
+rank and each micro-batch of gradient accumulation gets a slice of the global batch. Two ranks therefore train on the
+same batches as one rank with two micro-batches, and a run can continue with a different number of ranks. This module
+does not use the global random number generators.
 
-The columns of a split (`Split`) are flat arrays on disk, mapped into memory; `token_cache` writes them. Any of their rows
-make a padded batch without a loop over examples (`Ragged`).
+`Split` memory-maps the columns that `token_cache` writes. `Ragged` turns any rows of a column into a padded batch
+without a loop over examples.
 """
 
 import math
@@ -22,25 +23,25 @@ from litlab.errors import BadInput
 
 Batch = dict[str, Any]
 Fetch = Callable[[np.ndarray], Batch]
-"""Turns the indices of examples, (batch,), into a batch of tensors."""
+"""Maps the indices of examples, (batch,), to a batch of tensors."""
 Plan = Callable[[int], Sequence[np.ndarray]]
-"""Turns an epoch number into the global batches of that epoch, each the indices of its examples."""
+"""Maps an epoch number to the global batches of that epoch; each batch is given by the indices of its examples."""
 Measure = Callable[[np.ndarray], float]
-"""Counts the units that the loss is averaged over, for the indices of a batch: its examples, or its target tokens."""
+"""Counts the units over which the loss is averaged, for the indices of a batch: examples or target tokens."""
 
-# batches that are sorted by length together: with 32 examples each, hardly any text needs padding
+# number of batches that are sorted by length together; with 32 examples per batch, very little padding is left
 LENGTH_SORT_WINDOW = 50
-# batches of such a window that are then sorted by target length: smaller pads targets more, larger pads texts more
+# number of those batches that are sorted again by target length; fewer pad targets more, more pad texts more
 TARGET_SORT_WINDOW = 5
 
 
 def shuffled(size: int, batch_size: int, seed: int) -> Plan:
-    """Plan epochs that visit each of `size` examples once in a new random order; the last batch may be smaller.
+    """Return a plan that visits every example once per epoch, in a new random order; the last batch may be smaller.
 
     Args:
         size: number of examples.
-        batch_size: examples per optimizer step, over all ranks and micro-batches.
-        seed: seed of the order, together with the epoch.
+        batch_size: examples per optimizer step, summed over ranks and micro-batches.
+        seed: seed of the order, which also depends on the epoch.
     """
 
     def plan(epoch: int) -> list[np.ndarray]:
@@ -51,26 +52,27 @@ def shuffled(size: int, batch_size: int, seed: int) -> Plan:
 
 
 def by_length(lengths: np.ndarray, batch_size: int, seed: int, target_lengths: np.ndarray | None = None) -> Plan:
-    """Plan epochs whose batches hold texts of similar length, so that little padding is needed; the order of batches is random.
+    """Return a plan whose batches contain texts of similar length, to reduce padding; the order of batches is random.
 
-    A new random order is cut into windows of 50 batches, each window is sorted by length and cut into batches, and these
-    are shuffled: neighbours in time do not resemble each other in length, which would make the loss swing. With targets,
-    every five neighbouring batches of a sorted window are sorted once more, by the length of the targets.
+    Each epoch shuffles the examples and divides them into windows of 50 batches. Each window is sorted by length and
+    cut into batches, and all batches are shuffled: otherwise the length would change slowly from step to step, and the
+    loss with it. With targets, every five consecutive batches of a sorted window are sorted again, by target length.
 
     Args:
         lengths: length of each example in tokens, (examples,).
-        batch_size: examples per optimizer step, over all ranks and micro-batches.
-        seed: seed of the order, together with the epoch.
-        target_lengths: length of each target in tokens, (examples,); None: sort by the texts alone.
+        batch_size: examples per optimizer step, summed over ranks and micro-batches.
+        seed: seed of the order, which also depends on the epoch.
+        target_lengths: length of each target in tokens, (examples,); None: sort by text length only.
     """
     lengths = _in_smallest_type(lengths)
     target_lengths = None if target_lengths is None else _in_smallest_type(target_lengths)
     window_size, part_size = LENGTH_SORT_WINDOW * batch_size, TARGET_SORT_WINDOW * batch_size
 
-    @lru_cache(maxsize=1)  # the number of batches is read before the first of them
+    @lru_cache(maxsize=1)  # TrainingBatches calls it once to count the batches and again to yield them
     def plan(epoch: int) -> list[np.ndarray]:
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(lengths))
+        # sort each window by length, and every five of its batches again by target length
         batches = []
         for start in range(0, len(order), window_size):
             window = order[start : start + window_size]
@@ -85,29 +87,30 @@ def by_length(lengths: np.ndarray, batch_size: int, seed: int, target_lengths: n
 
 
 def _in_smallest_type(values: np.ndarray) -> np.ndarray:
-    """The same numbers in their smallest type, which NumPy sorts faster."""
+    """Cast non-negative integers to the smallest type that holds them, because NumPy sorts it faster."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
 def _repeat(batches: Sequence[np.ndarray], epoch: int) -> Sequence[np.ndarray]:
+    """Return the same batches for every epoch."""
     return batches
 
 
 class TrainingBatches:
-    """One rank's slices of the global batches, as Lightning's train dataloader.
+    """The training dataloader of one rank: it yields this rank's slices of the global batches.
 
-    Every batch carries `size`, the number of units that its loss is averaged over, and `weight`: the mean loss of the slice
-    times `weight`, averaged over ranks and micro-batches, is the mean loss of the global batch, also where that does not
-    divide evenly. A slice that would be empty repeats an example with weight 0. Iterating continues from `position`: at the
-    end of an epoch it yields nothing until `set_epoch`.
+    Each batch contains `size`, the number of units over which its loss is averaged, and `weight`. The mean loss of the
+    slice times `weight`, averaged over ranks and micro-batches, equals the mean loss of the global batch, even if that
+    batch does not divide evenly. An empty slice is replaced by one example with weight 0. Iteration continues from
+    `position`; after the end of an epoch it yields nothing until `set_epoch` is called.
 
     Args:
-        fetch: function from indices to a batch.
-        plan: the global batches of an epoch.
+        fetch: maps indices to a batch.
+        plan: maps an epoch to its global batches.
         rank: rank of this process, from 0.
         world_size: number of ranks.
         accumulation: micro-batches per optimizer step.
-        measure: counts the size of a batch: its examples, unless the loss is a mean over tokens.
+        measure: counts the units over which the loss of a batch is averaged; by default examples.
     """
 
     def __init__(
@@ -133,13 +136,13 @@ class TrainingBatches:
     def for_trainer(
         cls, trainer: Trainer | None, fetch: Fetch, plan: Plan, measure: Measure = len
     ) -> "TrainingBatches":
-        """The slices of the trainer's rank; with `overfit_batches` every epoch has the same batches.
+        """Create the dataloader for the trainer's rank; with `overfit_batches`, every epoch has the same batches.
 
         Args:
-            trainer: the data module's; None for one process without a trainer.
-            fetch: function from indices to a batch.
-            plan: the global batches of an epoch.
-            measure: counts the size of a batch: examples, or target tokens.
+            trainer: trainer of the data module; None: a single process without a trainer.
+            fetch: maps indices to a batch.
+            plan: maps an epoch to its global batches.
+            measure: counts the units over which the loss of a batch is averaged: examples or target tokens.
         """
         if trainer is None:
             return cls(fetch, plan, measure=measure)
@@ -148,16 +151,16 @@ class TrainingBatches:
         return cls(fetch, plan, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches, measure)
 
     def __len__(self) -> int:
-        """Micro-batches per epoch and rank."""
+        """Number of micro-batches per epoch on this rank."""
         return self._length
 
     @property
     def sampler(self) -> "TrainingBatches":
-        """This object itself: Lightning calls `set_epoch` on a dataloader's sampler."""
+        """Return this object: Lightning calls `set_epoch` on the sampler of a dataloader."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin `epoch`; if it is the current one, keep the position."""
+        """Start `epoch` at its first batch; if it is already the current epoch, keep the position."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
@@ -167,9 +170,11 @@ class TrainingBatches:
         while self.position < len(global_batches):
             global_batch = global_batches[self.position]
             for micro in range(self._accumulation):
+                # the slice of this rank and micro-batch
                 part = global_batch
                 if slices > 1:
                     part = np.array_split(global_batch, slices)[micro * self._world_size + self._rank]
+                # advance before the last yield: a checkpoint written after this step continues with the next batch
                 if micro == self._accumulation - 1:
                     self.position += 1
                 batch = self._fetch(part if len(part) else global_batch[:1])
@@ -178,19 +183,21 @@ class TrainingBatches:
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The whole state: the epoch, and how many of its global batches were yielded completely."""
+        """Return the complete state: the epoch, and the number of its global batches that were fully yielded."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from `state`, saved by any number of ranks."""
+        """Continue from `state`, which any number of ranks may have saved."""
         self.epoch, self.position = state["epoch"], state["position"]
 
 
 class EvaluationBatches:
-    """One rank's share of a split: across ranks, each example comes exactly once, and all ranks make the same number of steps.
+    """The evaluation dataloader of one rank: it yields this rank's part of a split.
+
+    Across ranks, every example appears exactly once, and all ranks make the same number of steps.
 
     Args:
-        fetch: function from indices to a batch.
+        fetch: maps indices to a batch.
         order: indices of the examples, (examples,), in the order of evaluation.
         batch_size: examples per rank and step, approximately.
         rank: rank of this process, from 0.
@@ -203,9 +210,9 @@ class EvaluationBatches:
     def __init__(self, fetch: Fetch, order: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if len(order) < world_size:
             raise BadInput(
-                f"a split of {len(order)} examples cannot be evaluated by {world_size} processes: use fewer devices."
+                f"a split of {len(order)} examples is too small for {world_size} processes: use fewer devices."
             )
-        # nearly equal parts, none empty: ranks of a sharded model step together, and would otherwise wait forever
+        # equally many batches on every rank, none empty: ranks of a sharded model wait for each other in every step
         steps = max(1, min(math.ceil(len(order) / (batch_size * world_size)), len(order) // world_size))
         self._fetch = fetch
         self._parts = np.array_split(order, steps * world_size)[rank::world_size]
@@ -214,11 +221,11 @@ class EvaluationBatches:
     def for_trainer(
         cls, trainer: Trainer | None, fetch: Fetch, order: np.ndarray, batch_size: int
     ) -> "EvaluationBatches":
-        """The share of the trainer's rank.
+        """Create the dataloader for the trainer's rank.
 
         Args:
-            trainer: the data module's; None for one process without a trainer.
-            fetch: function from indices to a batch.
+            trainer: trainer of the data module; None: a single process without a trainer.
+            fetch: maps indices to a batch.
             order: indices of the examples, in the order of evaluation.
             batch_size: examples per rank and step.
         """
@@ -227,7 +234,7 @@ class EvaluationBatches:
         return cls(fetch, order, batch_size, trainer.global_rank, trainer.world_size)
 
     def __len__(self) -> int:
-        """Batches per rank."""
+        """Number of batches on this rank."""
         return len(self._parts)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -235,7 +242,7 @@ class EvaluationBatches:
 
 
 class Ragged:
-    """Sequences of different lengths, one after the other in one array.
+    """Sequences of different lengths, concatenated in one array.
 
     Args:
         values: all sequences, (sum of lengths,).
@@ -249,49 +256,49 @@ class Ragged:
         self.longest = int(self.lengths.max(initial=0))
 
     def padded(self, rows: np.ndarray, fill: int, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sequences of some rows, padded to one length.
+        """Return the sequences of the given rows, padded to the same length.
 
         Args:
             rows: indices of the sequences, (batch,).
             fill: the padding value.
-            multiple: the length is that of the longest row, rounded up to a multiple of this, but at most that of the
-                longest sequence of all: a model may have no positions beyond it.
+            multiple: the length of the longest row is rounded up to a multiple of this, but never above the longest
+                sequence of the whole column, because a model may have no positions beyond it.
 
         Returns:
-            The padded sequences, (batch, length) int64, and where they are not padding, (batch, length) bool.
+            The padded sequences, (batch, length) int64, and a mask that is false for padding, (batch, length) bool.
         """
         lengths = self.lengths[rows]
         length = min(-(-int(lengths.max()) // multiple) * multiple, self.longest)
         columns = np.arange(length)
-        real = columns < lengths[:, None]  # (batch, length)
-        places = (self.starts[rows][:, None] + columns)[real]
-        batch = np.full(real.shape, fill, np.int64)
-        batch[real] = self.values[places]
-        return torch.from_numpy(batch), torch.from_numpy(real)
+        mask = columns < lengths[:, None]  # (batch, length)
+        positions = (self.starts[rows][:, None] + columns)[mask]
+        batch = np.full(mask.shape, fill, np.int64)
+        batch[mask] = self.values[positions]
+        return torch.from_numpy(batch), torch.from_numpy(mask)
 
     def texts(self, rows: np.ndarray) -> list[str]:
-        """The sequences of some rows, decoded from UTF-8, as strings."""
+        """Return the sequences of the given rows as strings, decoded from UTF-8."""
         return [bytes(self.values[self.starts[row] : self.starts[row] + self.lengths[row]]).decode() for row in rows]
 
 
 class Split:
-    """The columns of one split in a cache folder, memory-mapped: they stay usable if the cache is deleted.
+    """The memory-mapped columns of one split; they remain usable if the cache is deleted.
 
     Args:
-        folder: the cache folder of the split; a file's suffix is the type of its numbers.
+        folder: cache folder of the split; the suffix of each file is its dtype.
     """
 
     def __init__(self, folder: Path) -> None:
         self._arrays = {file.stem: np.memmap(file, file.suffix[1:], mode="r") for file in folder.iterdir()}
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is such a column."""
+        """Whether the split has this column."""
         return name in self._arrays
 
     def array(self, name: str) -> np.ndarray:
-        """A column of numbers, one per example."""
+        """Return a column of numbers, one per example."""
         return self._arrays[name]
 
     def ragged(self, name: str) -> Ragged:
-        """A column of sequences."""
+        """Return a column of sequences."""
         return Ragged(self.array(name), self.array(f"{name}_offsets"))

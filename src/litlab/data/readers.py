@@ -1,6 +1,6 @@
-"""Where rows of text come from: a local file, a folder with one file per split, or the Hugging Face Hub.
+"""Readers: rows of text from a local file, a folder with one file per split, or the Hugging Face Hub.
 
-A reader yields rows of named columns. What it cannot use it refuses with file and row, before anything is computed.
+A reader yields the rows of the requested columns. An invalid row raises BadInput with the file and the row number.
 """
 
 import csv
@@ -22,27 +22,28 @@ from litlab.sources import hub
 
 Row = tuple[Any, ...]
 Reader = Callable[[Sequence[str]], Iterator[Row]]
-"""Yields the values of the named columns, row by row; raises MissingColumn if one of them does not exist."""
+"""Yields the values of the given columns, row by row; raises MissingColumn if a column does not exist."""
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")  # would break a message into lines; never part of a file name
-CHUNK = 20_000  # rows that are kept as Python objects at a time
-LONGEST_CSV_FIELD = 2**31 - 1  # characters; Python's own limit of 128 Ki is less than some texts
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line separators
+CHUNK = 20_000  # rows in memory as Python objects at the same time
+LONGEST_CSV_FIELD = 2**31 - 1  # characters; some texts exceed Python's default limit of 131,072
 
 
 class MissingColumn(Exception):
-    """A column is missing; the argument is the list of those that exist."""
+    """A requested column does not exist; the argument is the list of existing columns."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One split that has not been read yet.
+    """A split whose rows have not been read yet.
 
     Args:
-        name: name in messages.
-        rows: function from column names to rows.
-        class_names: for each column, the names of its integer labels in their order, if the source has them.
-        skip_unusable: skip and count rows without text instead of refusing them: the user cannot edit the source.
+        name: name of the split in messages.
+        rows: reads the rows of the given columns.
+        class_names: names of the integer labels of each column, in numeric order, if the source defines them.
+        skip_unusable: whether to skip and count rows without text instead of raising an error; true for sources that
+            the user cannot edit.
     """
 
     name: str
@@ -53,12 +54,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that has not been read yet.
+    """A data set whose splits have not been opened yet.
 
     Args:
-        name: as the user wrote it.
-        key: identifies the content.
-        open: function that returns the splits by name.
+        name: name that the user gave.
+        key: identifies the content, for the cache.
+        open: returns the splits by name.
     """
 
     name: str
@@ -69,13 +70,13 @@ class Source:
 def open_source(
     name: str, configuration: str | None = None, known: Mapping[str, Callable[[], Source]] | None = None
 ) -> Source:
-    """Find a data set.
+    """Return the data set with this name, without reading its rows.
 
     Args:
         name: a name in `known`; a .csv, .jsonl or .parquet file; a folder with train and optionally validation and test
             files; or a Hub id, optionally with @revision.
         configuration: configuration of a Hub data set that has several.
-        known: for each name of a packaged data set, a function that returns its source.
+        known: packaged data sets: for each name, a function that returns the source.
 
     Raises:
         BadInput: if there is no such data set.
@@ -83,14 +84,16 @@ def open_source(
     known = known or {}
     if name in known:
         return known[name]()
+    # a local file or folder; a name with control characters is never used as a path
     if not CONTROL.search(name):
-        path = Path(os.path.expanduser(name))  # pathlib's own methods raise for a long name or an unknown user
+        path = Path(os.path.expanduser(name))  # unlike pathlib, os.path does not raise for long names or unknown users
         if path.suffix in SUFFIXES or os.path.isdir(path):
             return _from_files(path)
         if os.path.exists(path):
             raise BadInput(
                 f"{path}: data.source takes files that end in .jsonl, .csv or .parquet, not in {path.suffix!r:.50}."
             )
+    # a Hub id
     catalog = f"a packaged data set ({', '.join(known)})" if known else ""
     if not hub.is_id(name) or name.startswith((".", "/", "~")):
         choices = ["a .jsonl, .csv or .parquet file", "a folder with one file per split"]
@@ -100,7 +103,7 @@ def open_source(
 
 
 def _from_files(path: Path) -> Source:
-    """The splits of a folder, or one file as the split train."""
+    """Return the files of a folder as splits, or a single file as the split train."""
     files = {"train": path}
     if os.path.isdir(path):
         files = {}
@@ -111,9 +114,10 @@ def _from_files(path: Path) -> Source:
                 files[file.stem] = file
         if "train" not in files:
             raise BadInput(
-                f"{path} has no train.jsonl, train.csv or train.parquet: data.source takes a folder with one file per split."
+                f"{path} has no train.jsonl, train.csv or train.parquet: data.source takes a folder with one file per "
+                "split."
             )
-    # the key is a hash of the content: neither path nor time matter
+    # the key is a hash of the content, so that moved or copied files reuse the cache
     digest = hashlib.sha256()
     for split, file in files.items():
         try:
@@ -128,19 +132,19 @@ def _from_files(path: Path) -> Source:
 
 
 def _from_hub(name: str, configuration: str | None, instead: str) -> Source:
-    """The splits of a Hub data set, at the commit that its branch has now."""
+    """Return a Hub data set at the current commit of its branch."""
     repository, commit = hub.parse_id(name)
     if not hub.is_commit(commit):
         with hub.access("dataset", name, instead) as commit:
             pass
 
     def tables() -> dict[str, Table]:
-        import datasets  # takes a second; most runs do not need it
+        import datasets  # imported here: it takes a second, and most runs do not need it
 
         with hub.access("dataset", f"{repository}@{commit}", instead):
             builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
             if hub.is_commit(commit) and hub.is_commit(builder.hash) and builder.hash != commit:
-                # without a network the client takes any revision that is in its cache
+                # without a network, the client accepts any cached revision
                 raise BadInput(
                     f"the Hub's cache has {repository} at {builder.hash}, not at {commit}: download it once online."
                 )
@@ -160,10 +164,10 @@ def _from_hub(name: str, configuration: str | None, instead: str) -> Source:
 
 
 def csv_reader(path: Path) -> Reader:
-    """Read a CSV file whose first line names the columns; values are strings."""
+    """Return a reader of a CSV file whose first line names the columns; values are strings."""
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
-        limit = csv.field_size_limit(LONGEST_CSV_FIELD)  # a process-wide limit: restored at the end
+        limit = csv.field_size_limit(LONGEST_CSV_FIELD)  # this limit is process-wide, so it is restored at the end
         number = 0
         try:
             # the header
@@ -172,24 +176,24 @@ def csv_reader(path: Path) -> Reader:
             if not header:
                 raise BadInput(f"{path} is empty: the first line must name the columns.")
             if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-                raise BadInput(f"{path}: its first line is {header[0]!r:.80}; columns must be separated by commas.")
+                raise BadInput(f"{path}: the first line is {header[0]!r:.80}; columns must be separated by commas.")
             _refuse_duplicates(path, header)
             require_columns(columns, header)
-            places = [header.index(column) for column in columns]
+            positions = [header.index(column) for column in columns]
             # the rows
             for number, row in enumerate(reader, 1):
                 if not row:
                     raise BadInput(f"{path}, row {number}: the line is empty; delete it.")
                 if len(row) != len(header):
                     raise BadInput(
-                        f"{path}, row {number} has {len(row)} values, the header names {len(header)}: put a text with commas or "
-                        'line breaks between double quotes ("), and write a quote inside as two.'
+                        f"{path}, row {number} has {len(row)} values, but the header has {len(header)}: put a text "
+                        'with commas or line breaks in double quotes ("), and write "" for a quote inside it.'
                     )
-                yield tuple(row[place] for place in places)
+                yield tuple(row[position] for position in positions)
         except csv.Error as error:
             raise BadInput(
-                f'{path}, row {number + 1} is not valid CSV ({error}): a quote (") that begins a text must end it, and one inside '
-                "is written twice."
+                f'{path}, row {number + 1} is not valid CSV ({error}): close every double quote ("), and write "" for '
+                "a quote inside a text."
             ) from error
         finally:
             csv.field_size_limit(limit)
@@ -198,7 +202,7 @@ def csv_reader(path: Path) -> Reader:
 
 
 def jsonl_reader(path: Path) -> Reader:
-    """Read a file with one JSON object per line; values keep their types."""
+    """Return a reader of a file with one JSON object per line; values keep their types."""
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         for number, line in enumerate(_lines(path), 1):
@@ -215,14 +219,14 @@ def jsonl_reader(path: Path) -> Reader:
             if number == 1:
                 require_columns(columns, list(content))
             if missing := [column for column in columns if column not in content]:
-                raise BadInput(f"{path}, row {number} lacks {missing[0]!r}: every row needs {', '.join(columns)}.")
+                raise BadInput(f"{path}, row {number} has no {missing[0]!r}: every row needs {', '.join(columns)}.")
             yield tuple(content[column] for column in columns)
 
     return rows
 
 
 def parquet_reader(path: Path) -> Reader:
-    """Read a parquet file, a chunk of rows at a time."""
+    """Return a reader of a Parquet file; it reads one chunk of rows at a time."""
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         try:
@@ -232,7 +236,7 @@ def parquet_reader(path: Path) -> Reader:
                 require_columns(columns, names)
                 yield from _rows_of(file.iter_batches(CHUNK, columns=list(columns)), columns)
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-            # OverflowError: a date beyond Python's range; the reason can quote bytes of the file
+            # OverflowError: a date outside Python's range; the error text may quote unprintable bytes of the file
             lines = str(error).splitlines() or [type(error).__name__]
             reason = "".join(filter(str.isprintable, lines[0].split(". ")[0]))[:120]
             raise BadInput(f"{path} is not a valid parquet file ({reason}): write or download it again.") from error
@@ -241,7 +245,7 @@ def parquet_reader(path: Path) -> Reader:
 
 
 def arrow_reader(table: pyarrow.Table) -> Reader:
-    """Read a table in memory."""
+    """Return a reader of a table in memory."""
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         require_columns(columns, table.column_names)
@@ -251,6 +255,8 @@ def arrow_reader(table: pyarrow.Table) -> Reader:
 
 
 def _hub_reader(data: Any) -> Reader:
+    """Return a reader of one split of a `datasets.Dataset`."""
+
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         require_columns(columns, data.column_names)
         yield from _rows_of(data.with_format("arrow").iter(CHUNK), columns)
@@ -259,10 +265,10 @@ def _hub_reader(data: Any) -> Reader:
 
 
 def require_columns(columns: Sequence[str], existing: list[str]) -> None:
-    """Check that the columns to read exist once.
+    """Check that all columns to read exist.
 
     Raises:
-        MissingColumn: if one does not exist.
+        MissingColumn: if a column does not exist.
     """
     if not set(columns) <= set(existing):
         raise MissingColumn(existing)
@@ -274,19 +280,19 @@ def _rows_of(batches: Iterable[Any], columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, with their ends."""
+    """Yield the lines of a UTF-8 file, including their line ends."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise BadInput(
-                    f"{path}, line {number}: byte {error.object[error.start]:#04x} is not UTF-8; save the file as UTF-8, for instance with "
-                    f"iconv -f latin1 -t utf-8."
+                    f"{path}, line {number}: byte {error.object[error.start]:#04x} is not UTF-8; save the file as "
+                    "UTF-8, for instance with iconv -f latin1 -t utf-8."
                 ) from error
 
 
 def _refuse_duplicates(path: Path, names: list[str]) -> None:
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
-        raise BadInput(f"{path} has two columns {duplicate!r:.50}: rename one.")
+        raise BadInput(f"{path} has two columns named {duplicate!r:.50}: rename one of them.")

@@ -1,7 +1,7 @@
-"""Texts are tokenized once and cached as flat arrays on disk; `batches.Split` memory-maps them.
+"""Token cache: texts are tokenized once and stored on disk as flat arrays, which `batches.Split` memory-maps.
 
-A column of sequences of different lengths is two files: all values one after the other, and the offsets at which each
-sequence begins. This module runs before training; no step of a training calls it.
+A column of sequences of different lengths consists of two files: the concatenated values, and the offset of each
+sequence. This module runs before training; no training step uses it.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from litlab.files import build_once, cache_folder, sha256_of
 from litlab.progress import progress
 
-FORMAT = 2  # increase when files or their meaning change: older caches are then ignored
-CHUNK = 2**18  # bytes of text that are tokenized at a time, on all cores; their tokens take about 40 times as many
+FORMAT = 2  # increase when the files or their meaning change, so that older caches are ignored
+CHUNK = 2**18  # bytes of text per call of the tokenizer, which uses all cores and about 40 times as much memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ class SplitWriter:
     """Writes the columns of one split.
 
     Args:
-        folder: the cache folder of the split.
+        folder: cache folder of the split; it is created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,16 +50,16 @@ class SplitWriter:
         values.tofile(self._folder / f"{name}.{values.dtype}")
 
     def ragged(self, name: str, chunks: Iterable[tuple[np.ndarray, np.ndarray]], dtype: str) -> None:
-        """Write a column of sequences, given as chunks of flat values and lengths."""
+        """Write a column of sequences, given as chunks of concatenated values and their lengths."""
         lengths = [np.zeros(1, np.int64)]
         with (self._folder / f"{name}.{dtype}").open("wb") as file:
-            for values, of_chunk in chunks:
+            for values, chunk_lengths in chunks:
                 values.astype(dtype).tofile(file)
-                lengths.append(of_chunk)
+                lengths.append(chunk_lengths)
         self.array(f"{name}_offsets", np.cumsum(np.concatenate(lengths), dtype=np.int64))
 
     def texts(self, name: str, columns: list[pyarrow.ChunkedArray]) -> None:
-        """Write a column of strings as UTF-8 bytes; several columns are joined by a line break, row by row."""
+        """Write a column of strings as UTF-8 bytes; several columns are joined row by row with a line break."""
 
         def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for rows in _in_chunks(columns):
@@ -71,14 +71,14 @@ class SplitWriter:
 
 
 def cached(ingredients: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """The cache folder of `ingredients`; one process builds it if it is missing, while others wait.
+    """Return the cache folder for `ingredients`; if it is missing, one process builds it and the others wait.
 
     Args:
-        ingredients: everything that the content depends on, as plain values; their hash names the folder.
-        build: fills a folder and returns further facts to store with it, as plain values.
+        ingredients: everything that the content depends on, as JSON values; their hash is the folder's name.
+        build: fills a folder and returns further facts to store with it, as JSON values.
 
     Returns:
-        The folder, and its facts: the ingredients, what `build` returned, and the key.
+        The folder, and its facts: the ingredients, the facts that `build` returned, and the key.
     """
     ingredients = {**ingredients, "format": FORMAT, "tokenizers": version("tokenizers")}
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
@@ -95,6 +95,7 @@ def cached(ingredients: dict[str, Any], build: Callable[[Path], dict[str, Any]])
 
 
 def _is_intact(folder: Path) -> bool:
+    """Whether the metadata matches its hash and every file has its recorded size."""
     try:
         if (folder / "meta.sha256").read_bytes() != sha256_of(folder / "meta.json").encode():
             return False
@@ -105,9 +106,9 @@ def _is_intact(folder: Path) -> bool:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash that changes when the tokenizer gives other tokens."""
+    """Return a hash that changes if the tokenizer would produce different tokens."""
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation(), backend.no_padding()  # reset what the last call has set
+    backend.no_truncation(), backend.no_padding()  # reset what the last call set
     rules = [backend.to_str(), tokenizer.truncation_side, tokenizer.model_input_names, tokenizer.split_special_tokens]
     return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
 
@@ -115,18 +116,18 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def train_tokenizer(
     texts: list[pyarrow.ChunkedArray], size: int, folder: Path, sentinels: int = 0
 ) -> PreTrainedTokenizerBase:
-    """Train a byte-pair tokenizer on texts: it knows every character, and decoding gives back what was encoded.
+    """Train a byte-level byte-pair tokenizer: it encodes every character, and decoding is lossless.
 
-    The tokens that end and pad a sequence are T5's, `</s>` 1 and `<pad>` 0.
+    As in T5, the padding token `<pad>` has id 0 and the end token `</s>` has id 1.
 
     Args:
-        texts: columns of texts, of the training split only.
-        size: vocabulary size at most; texts with few different words give fewer tokens.
-        folder: where to save it.
-        sentinels: how many further tokens to reserve for masked spans, `<extra_id_0>` and so on, from 2.
+        texts: text columns of the training split.
+        size: maximum vocabulary size; texts with few distinct words give a smaller vocabulary.
+        folder: folder to save it in.
+        sentinels: number of extra tokens for masked spans, `<extra_id_0>` and so on, with ids from 2.
 
-    Source: Sennrich et al., 2016; on bytes, Radford et al., 2019. Training it twice gives the same tokens, which the
-    expectation-maximization of T5's unigram model does not promise.
+    Source: Sennrich et al., 2016; on bytes, Radford et al., 2019. Training it twice gives the same tokens, which is not
+    guaranteed for T5's unigram model.
     """
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
@@ -137,7 +138,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    print(f"training a tokenizer of {size:,} tokens (once)", file=sys.stderr)
+    print(f"training a tokenizer with {size:,} tokens (once)", file=sys.stderr)
     lines = (text for column in texts for chunk in column.chunks for text in chunk.to_pylist())
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -146,18 +147,18 @@ def train_tokenizer(
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that `train_tokenizer` saved in a folder."""
+    """Load the tokenizer that `train_tokenizer` saved in a folder."""
     return PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
         pad_token="<pad>",
         eos_token="</s>",
-        split_special_tokens=True,  # "</s>" inside a text, as in HTML, does not end it
+        split_special_tokens=True,  # "</s>" inside a text, such as HTML, is not the end token
     )
 
 
 @dataclass
 class TokenCounts:
-    """How many tokens were written, and how many examples were cut."""
+    """Number of tokens written (`tokens`) and of examples truncated (`cut`)."""
 
     tokens: int = 0
     cut: int = 0
@@ -171,23 +172,23 @@ def tokenize(
     max_length: int,
     doing: str,
 ) -> TokenCounts:
-    """Write the tokens of texts, or of pairs of texts, as a column; of pairs also where the second text begins.
+    """Tokenize texts or pairs of texts and write them as a column; for pairs, also write where the second text begins.
 
     Args:
-        writer: where to.
-        name: of the column.
-        tokenizer: a fast one; it adds its special tokens.
-        texts: one column of texts, or two for pairs.
-        max_length: most tokens of an example; longer ones are truncated, the longer text of a pair first.
+        writer: writer of the split.
+        name: name of the column.
+        tokenizer: a fast tokenizer; it adds its special tokens.
+        texts: one text column, or two for pairs.
+        max_length: maximum tokens per example; longer ones are truncated, in a pair the longer text first.
         doing: label of the progress bar.
 
     Returns:
-        The numbers of tokens and of examples that were cut.
+        The number of tokens and of truncated examples.
     """
     counts = TokenCounts()
     second_starts = []
     with_types = len(texts) == 2 and "token_type_ids" in tokenizer.model_input_names
-    # the same as calling the tokenizer, without its loop over the texts, which leaves the other cores idle
+    # same result as calling the tokenizer, but without its Python loop over the texts, which leaves other cores idle
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
@@ -203,12 +204,15 @@ def tokenize(
             lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
             counts.tokens += int(lengths.sum())
             if with_types:
-                ones = np.fromiter((sum(encoding.type_ids) for encoding in encodings), np.int64, len(encodings))
-                second_starts.append((lengths - ones).astype(np.int32))
+                # the type id is 1 for the tokens of the second text
+                second_lengths = np.fromiter(
+                    (sum(encoding.type_ids) for encoding in encodings), np.int64, len(encodings)
+                )
+                second_starts.append((lengths - second_lengths).astype(np.int32))
             ids = chain.from_iterable(encoding.ids for encoding in encodings)
             yield np.fromiter(ids, np.int64, int(lengths.sum())), lengths
 
-    # most vocabularies fit into half the space
+    # most vocabularies fit into 16 bits, which halves the size
     writer.ragged(name, chunks(), "uint16" if len(tokenizer) <= 2**16 else "int32")
     if with_types:
         writer.array(f"{name}_second", np.concatenate(second_starts))
@@ -216,14 +220,14 @@ def tokenize(
 
 
 def _in_chunks(texts: list[pyarrow.ChunkedArray]) -> list[slice]:
-    """All rows, as slices that hold about `CHUNK` bytes of text: the longer the texts, the fewer rows."""
+    """Divide all rows into slices with about `CHUNK` bytes of text each."""
     ends = np.cumsum(sum(pyarrow.compute.binary_length(column).to_numpy() for column in texts), dtype=np.int64)
     starts = np.flatnonzero(np.diff(ends // CHUNK, prepend=-1))
     return [slice(start, end) for start, end in pairwise([*starts.tolist(), len(ends)])]
 
 
 def _one_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function's result for each item; while one is used, a thread computes the next."""
+    """Yield the function's result for each item, while a thread computes the next result."""
     upcoming = None
     with ThreadPoolExecutor(1) as thread:
         for item in items:

@@ -1,1 +1,1 @@
-"""What models share: optimizer, metrics, faster transformers, decoding."""
+"""Parts that models share: optimizer, metrics, faster transformers, decoding."""

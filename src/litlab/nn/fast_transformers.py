@@ -1,6 +1,7 @@
-"""Faster modules for networks of `transformers`, equal up to rounding and the choice of random numbers.
+"""Faster replacements for modules of `transformers`; their results are equal up to rounding and random numbers.
 
-benchmarks/LOG.md has the gain of each. Second derivatives and torch.func need the network as transformers makes it.
+benchmarks/LOG.md lists the speedup of each. They support neither second derivatives nor torch.func: for these, do not
+call `speed_up`.
 """
 
 from typing import Any
@@ -28,16 +29,16 @@ ATTENTION = "litlab"
 
 
 def speed_up(network: PreTrainedModel) -> None:
-    """Replace modules of a network by faster ones, where there are any.
+    """Replace modules of a network with faster ones where they exist.
 
     Args:
-        network: any network of transformers. Names and weights do not change.
+        network: any network of transformers; the names and values of its parameters do not change.
     """
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if type(child) is NewGELUActivation:  # the same function, but eight operations
+            if type(child) is NewGELUActivation:  # the same function in eight operations
                 setattr(parent, name, nn.GELU(approximate="tanh").train(child.training))
         if isinstance(parent, BertSelfAttention):
             parent.register_forward_pre_hook(_cast_once)
@@ -50,23 +51,24 @@ def speed_up(network: PreTrainedModel) -> None:
 
 
 def _cast_once(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Cast the input of several matrix products as autocast would cast it for each of them."""
+    """Cast the input of the query, key and value projections once, where autocast would cast it for each."""
     if torch.compiler.is_compiling():
-        return inputs  # the compiler merges equal casts, and that of torch 2.11 cannot trace `_product_dtype`
+        return inputs  # the compiler merges equal casts, and torch 2.11 cannot compile `_product_dtype`
     return (inputs[0].to(_product_dtype(inputs[0])), *inputs[1:])
 
 
 def _product_dtype(input: Tensor) -> torch.dtype:
-    """The dtype to which a matrix product casts its input."""
+    """Return the dtype to which a matrix product casts its input."""
     device = input.device.type
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if casts else input.dtype
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws 16 random bits per element on a CPU, where torch draws an integer.
+    """Dropout that is faster on a CPU: it draws 16 random bits per element, where torch draws an integer.
 
-    The probability is rounded to 1/65,536, and kept elements are scaled accordingly. On other devices it is torch's own dropout.
+    The probability is rounded to a multiple of 1/65,536, and kept elements are scaled accordingly. On other devices,
+    torch's dropout is used.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -93,10 +95,12 @@ class _Drop(torch.autograd.Function):
             numbers = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))
             bits = torch.from_numpy(numbers.random_raw(-(-input.numel() // 4)).view(np.int16))
             first_kept = dropped - 2**15
+            # 1 for elements to keep, 0 for elements to drop
             kept = bits[: input.numel()].view(input.shape).clamp_(first_kept - 1, first_kept).sub_(first_kept - 1)
             scale = torch.tensor(2**16 / (2**16 - dropped), dtype=input.dtype)
             if input.dtype == torch.bfloat16:
-                factor = kept.mul_(scale.view(torch.int16)).view(torch.bfloat16)  # zero has no bits set
+                # multiply the bits of the scale by 0 or 1: the bits of bfloat16 zero are all 0
+                factor = kept.mul_(scale.view(torch.int16)).view(torch.bfloat16)
             else:
                 factor = kept.to(input.dtype).mul_(scale)
         ctx.save_for_backward(factor)
@@ -110,10 +114,10 @@ class _Drop(torch.autograd.Function):
 
 
 class Norm(T5LayerNorm):
-    """T5's normalization, in the dtype of the following matrix products; on a CPU, forward and backward are one operation each."""
+    """T5's RMS normalization, with fewer operations on a CPU; its output has the dtype of the next matrix product."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Scale each vector, (..., width), to a mean square of 1, then by the weights."""
+        """Divide each vector, (..., width), by its root mean square and multiply it by the weights."""
         dtype = _product_dtype(hidden_states)
         if hidden_states.device.type != "cpu" or {hidden_states.dtype, self.weight.dtype} != {torch.float32}:
             return super().forward(hidden_states).to(dtype)
@@ -140,7 +144,7 @@ class _Normalize(torch.autograd.Function):
 
 
 class FeedForward(T5DenseActDense):
-    """T5's feed-forward layer, without a cast to the weights' dtype and back."""
+    """T5's feed-forward layer, without the cast to the weights' dtype that autocast reverses."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Shape in and out: (batch, length, width)."""
@@ -148,7 +152,7 @@ class FeedForward(T5DenseActDense):
 
 
 class GatedFeedForward(T5DenseGatedActDense):
-    """The feed-forward layer of T5 1.1, without a cast to the weights' dtype and back."""
+    """The feed-forward layer of T5 1.1, without the cast to the weights' dtype that autocast reverses."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Shape in and out: (batch, length, width)."""
@@ -176,48 +180,52 @@ def _attention(
     longest: int = 0,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of BERT and T5, as `transformers` calls it.
+    """Compute the attention of BERT and T5; `transformers` calls it with these arguments.
 
     Args:
-        module: the attention layer.
+        module: attention layer.
         query: (batch, heads, length, head width).
         key: (batch, heads, other length, head width).
         value: (batch, heads, other length, head width).
-        mask: true where attention is allowed, (batch, 1, length, other length); None: everywhere, or causal.
+        mask: true where attention is allowed, (batch, 1, length, other length); None: everywhere, or causal if the
+            module is.
         dropout: dropout probability of the attention weights.
         scaling: factor of the attention scores; None: 1 / sqrt(head width).
-        position_bias: a T5's bias of the scores, (1, heads, length, other length).
-        cu_seqlens: index of each text's first token and of the end, for a packed batch, without dropout.
-        longest: most tokens of a text, for a packed batch.
+        position_bias: T5's bias of the attention scores, (1, heads, length, other length).
+        cu_seqlens: for a packed batch, the index of each text's first token and the end, (texts + 1,); no dropout then.
+        longest: for a packed batch, the number of tokens of the longest text.
         unused: arguments of other attention functions.
 
     Returns:
-        (batch, length, heads, width of a head), and None in place of the weights.
+        The attended values, (batch, length, heads, head width), and None instead of the attention weights.
     """
+    # a batch packed without padding
     if cu_seqlens is not None:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         return padding_free.attend(query, key, value, cu_seqlens, longest, scaling)[None], None
+    # add mask and position bias
     if mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     if getattr(module, "is_cross", False):
-        position_bias = None  # zeros
+        position_bias = None  # T5 passes zeros to cross-attention
     trains_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16 and module.training
     bias = mask
     if trains_on_cpu or position_bias is not None:
         bias = _joined(position_bias, mask, torch.float32 if trains_on_cpu else query.dtype)
+    # torch's kernels, except for training in bfloat16 on a CPU
     if not trains_on_cpu:
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
         return attended.transpose(1, 2), None
-    # torch's own kernels for this case compute in float32, or have a backward pass that is several times slower
+    # there, torch's kernels compute in float32 or have a backward pass that is several times slower
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
     scores = (query if factor == 1 else query * factor) @ key.transpose(2, 3)
-    scores = scores.float() if bias is None else scores + bias  # in float32, in which softmax is several times faster
+    scores = scores.float() if bias is None else scores + bias  # softmax is several times faster in float32
     weights = scores.softmax(dim=3).to(query.dtype)
     return (_drop(weights, dropout) @ value).transpose(1, 2), None
 
 
 def _joined(position_bias: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The bias plus the mask (lowest value where it is false); computed once for all layers."""
+    """Return the bias plus the mask (the lowest value where it is false); all layers share the first result."""
     owner = mask if position_bias is None else position_bias
     if owner is None:
         return None

@@ -1,4 +1,4 @@
-"""The metrics of classifiers and summarizers, accumulated over a whole split and all ranks."""
+"""Metrics of classifiers and summarizers, accumulated over a split and across ranks."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,19 +14,19 @@ SENTENCE_END = re.compile(r"""[.!?]\s+(?=[A-Z0-9"'(])""")
 
 
 class BinaryRocAuc(BinaryAUROC):
-    """The area under the ROC curve; NaN (0 in torchmetrics) if a split has one class only."""
+    """The area under the ROC curve; NaN if the split has only one class, where torchmetrics returns 0."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The area, a scalar."""
+        """Return the area, a scalar."""
         target = dim_zero_cat(self.target)
         return super().compute() if 0 < target.sum() < len(target) else torch.tensor(torch.nan)
 
 
 class RocAuc(MulticlassAUROC):
-    """The mean of each class's area against the rest; classes missing in the split are excluded (torchmetrics counts them as 0)."""
+    """The mean one-vs-rest area under the ROC curve, without classes missing in the split (0 in torchmetrics)."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The mean area, a scalar."""
+        """Return the mean area, a scalar."""
         counts = torch.bincount(dim_zero_cat(self.target), minlength=self.num_classes)
         return super().compute()[(counts > 0) & (counts < counts.sum())].mean()
 
@@ -34,27 +34,27 @@ class RocAuc(MulticlassAUROC):
 class ClassificationMetrics(MetricCollection):
     """Accuracy, precision, recall, F1 and the area under the ROC curve.
 
-    Of two classes, the last is the positive one, as in scikit-learn and GLUE; of more, the metrics are averaged over the
-    classes, each weighing the same.
+    With two classes, the second is the positive class, as in scikit-learn and GLUE. With more classes, all metrics
+    except accuracy are macro averages: means over the classes.
 
     Args:
         num_classes: number of classes.
-        prefix: prefix of the names, such as "val/".
+        prefix: prefix of the metric names, such as "val/".
     """
 
     def __init__(self, num_classes: int, prefix: str) -> None:
         self.binary = num_classes == 2
-        kind: dict[str, Any] = (
+        task: dict[str, Any] = (
             {"task": "binary"}
             if self.binary
             else {"task": "multiclass", "num_classes": num_classes, "average": "macro"}
         )
         super().__init__(
             {
-                "accuracy": Accuracy(**{**kind, "average": "micro"}),
-                "f1": F1Score(**kind),
-                "precision": Precision(**kind),
-                "recall": Recall(**kind),
+                "accuracy": Accuracy(**{**task, "average": "micro"}),
+                "f1": F1Score(**task),
+                "precision": Precision(**task),
+                "recall": Recall(**task),
                 "roc_auc": BinaryRocAuc() if self.binary else RocAuc(num_classes, average="none"),
             },
             prefix=prefix,
@@ -65,21 +65,21 @@ class ClassificationMetrics(MetricCollection):
 
         Args:
             logits: (batch, classes).
-            target: classes, (batch,).
+            target: class numbers, (batch,).
         """
         probabilities = logits.float().softmax(dim=1)
         super().update(probabilities[:, 1] if self.binary else probabilities, target)
 
 
 class SummarizationMetrics(Metric):
-    """ROUGE-1, 2, L and Lsum as the rouge-score package counts them, with stemmer: the mean F-measure over all examples.
+    """ROUGE-1, 2, L and Lsum of the rouge-score package, with stemming: the mean F-measure over all examples.
 
-    Lsum compares sentence by sentence; `split_sentences` says what a sentence is. Beside them: the mean number of generated
-    tokens, the share of summaries that were cut at the limit, and, if the texts are given, ROUGE of each text's first
-    sentence (lead-1), which a summarizer should beat.
+    Lsum compares sentence by sentence; `split_sentences` defines the sentences. Further metrics are the mean number of
+    generated tokens, the fraction of summaries truncated at the token limit and, if source texts are given, ROUGE of
+    each text's first sentence (lead-1), a baseline that a summarizer should beat.
 
     Args:
-        prefix: prefix of the names, such as "val/".
+        prefix: prefix of the metric names, such as "val/".
     """
 
     NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -103,11 +103,11 @@ class SummarizationMetrics(Metric):
         """Add a batch.
 
         Args:
-            summaries: generated texts.
-            targets: reference texts.
+            summaries: generated summaries.
+            targets: reference summaries.
             lengths: number of generated tokens, (batch,).
-            capped: whether the limit of tokens was reached, (batch,) bool.
-            texts: source texts, for lead-1; None: without lead-1.
+            capped: whether the summary reached the token limit, (batch,) bool.
+            texts: source texts, for lead-1; None: no lead-1.
         """
         self.rouge += self._sums(summaries, targets)
         if texts:
@@ -117,7 +117,7 @@ class SummarizationMetrics(Metric):
         self.capped += capped.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics, by name."""
+        """Return the metrics by name."""
         means = dict(zip(self.NAMES, self.rouge / self.examples, strict=True))
         if self.lead.any():
             means |= {f"lead1_{name}": mean for name, mean in zip(self.NAMES, self.lead / self.examples, strict=True)}
@@ -134,31 +134,31 @@ class SummarizationMetrics(Metric):
 
 
 def rouge_scorer(names: Sequence[str]) -> Callable[[list[str], list[str]], Any]:
-    """A function that computes ROUGE for pairs of targets and predictions, with rouge-score's stemmer: for each pair, scores by name.
+    """Return a function of targets and predictions that computes the ROUGE scores of each pair, by name, with stemming.
 
-    Uses rouge-score-rs if it is installed (`make setup FAST=1`): the same numbers, many times faster.
+    It uses rouge-score-rs if installed (`make setup FAST=1`), which gives the same scores many times faster.
     """
     try:
         import rouge_score_rs
 
         return rouge_score_rs.RougeScorer(names, use_stemmer=True).score_batch
     except ImportError:
-        from rouge_score.rouge_scorer import RougeScorer  # takes a second; most models do not need it
+        from rouge_score.rouge_scorer import RougeScorer  # imported here: it takes a second, and few models need it
 
         score = RougeScorer(names, use_stemmer=True).score
         return lambda targets, predictions: list(map(score, targets, predictions))
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text: they end at a line break, or at . ! or ? before white space and a capital, digit or quote.
+    """Split a text into sentences: at line breaks, and after . ! or ? before white space and a capital, digit or quote.
 
-    Needs no model or download, unlike NLTK's; "e.g. This" is split wrongly.
+    Unlike NLTK's tokenizer, it needs no model or download, but it splits "e.g. This" incorrectly.
     """
     lines = map(str.strip, lines_of(text))
     return [line for line in lines if line] or [text]
 
 
 def lines_of(text: str) -> list[str]:
-    """A text with a line break after each sentence, as lines."""
-    # a function of the match: a group in the pattern makes the search three times slower
+    """Return a text as lines, after adding a line break after each sentence."""
+    # replaced by a function, because a group in the pattern would make the search three times slower
     return SENTENCE_END.sub(lambda end: end[0][0] + "\n", text).splitlines()

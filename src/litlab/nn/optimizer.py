@@ -15,18 +15,18 @@ from litlab.nn.sharding import is_sharded
 Schedule = Literal["linear", "cosine", "exponential", "constant"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-FINAL_FRACTION = 0.01  # where the exponential schedule ends, as a fraction of the peak: it never reaches zero by itself
+FINAL_FRACTION = 0.01  # the exponential schedule never reaches zero, so it ends at this fraction of the peak
 
 
 def rate_at(step: int, total: int, warmup: int, schedule: Schedule) -> float:
-    """The learning rate of one optimizer step, as a fraction of its peak.
+    """Return the learning rate of an optimizer step, as a fraction of the peak.
 
-    It rises linearly over `warmup` steps, then decays until `total`; it is above zero at every step.
+    It rises linearly over `warmup` steps, then decays until step `total`; it is positive at every step.
 
     Args:
         step: number of previous optimizer steps.
-        total: optimizer steps of the whole training.
-        warmup: steps in which the rate rises.
+        total: number of optimizer steps of the training.
+        warmup: number of steps in which the rate rises.
         schedule: shape of the decay.
     """
     if step < warmup:
@@ -42,16 +42,16 @@ def rate_at(step: int, total: int, warmup: int, schedule: Schedule) -> float:
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups with weight decay on matrices only: biases, norms and embeddings have none.
+    """Return parameter groups with weight decay on matrices only, not on biases, norms and embeddings.
 
-    Decay shrinks a weight towards zero; for a scale or an offset that is a bias towards a wrong value, and an embedding
-    row would shrink although its token never occurs.
+    Weight decay pulls values towards zero. For scales and offsets zero is not a better value, and the embeddings of
+    tokens that never occur would shrink.
     """
     embeddings = {id(child.weight) for child in module.modules() if isinstance(child, nn.Embedding)}
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trainable if parameter.ndim >= 2 and id(parameter) not in embeddings]
-    chosen = {id(parameter) for parameter in decayed}
-    rest = [parameter for parameter in trainable if id(parameter) not in chosen]
+    decayed_ids = {id(parameter) for parameter in decayed}
+    rest = [parameter for parameter in trainable if id(parameter) not in decayed_ids]
     groups = [
         {"name": "decayed", "params": decayed, "weight_decay": weight_decay},
         {"name": "not_decayed", "params": rest, "weight_decay": 0.0},
@@ -60,27 +60,27 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 class RelativeAdamW(torch.optim.AdamW):
-    """AdamW whose learning rate is relative to the root mean square of each weight tensor, as Adafactor's is.
+    """AdamW with learning rates relative to the root mean square of each weight tensor, as in Adafactor.
 
-    A step then changes matrices of all sizes, embeddings and norms by the same fraction.
+    A step then changes matrices, embeddings and norms by the same fraction of their values.
 
     Source: Shazeer and Stern, 2018, section 8; with AdamW in nanoT5 (Nawrot, 2023).
     """
 
-    SMALLEST = 1e-3  # root mean square that a tensor counts with at least, so that zeros can leave zero
+    SMALLEST = 1e-3  # lower bound of the root mean square, so that a tensor of zeros can change
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step."""
+        """Perform one optimizer step and return the loss of the closure, if there is one."""
         loss = None
         if closure is not None:  # the closure sees the original learning rates
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
         tensors = [tensor for group in groups for tensor in group["params"]]
-        norms = torch.stack(torch._foreach_norm(tensors)).tolist()  # one wait for the device
+        norms = torch.stack(torch._foreach_norm(tensors)).tolist()  # one synchronization with the device
         sizes = iter(norm / math.sqrt(tensor.numel()) for norm, tensor in zip(norms, tensors, strict=True))
-        self.param_groups = [  # each tensor is a group of its own for this step
+        self.param_groups = [  # during this step, each tensor is its own group
             {**group, "params": [tensor], "lr": group["lr"] * max(self.SMALLEST, next(sizes))}
             for group in groups
             for tensor in group["params"]
@@ -93,27 +93,30 @@ class RelativeAdamW(torch.optim.AdamW):
 
 
 def configure(module: Any) -> OptimizerLRSchedulerConfig:
-    """AdamW and a schedule per optimizer step, as `LightningModule.configure_optimizers` returns them.
+    """Return AdamW and a learning-rate schedule per optimizer step, for `LightningModule.configure_optimizers`.
 
     Args:
-        module: a LightningModule with a trainer; its trainable parameters are optimized.
-            Its attributes are `learning_rate` at its peak; `weight_decay`, decoupled, as in AdamW (Loshchilov and Hutter, 2019);
-            `schedule`, the shape of the decay after the warm-up; `warmup`, the rise, as a fraction of all steps; and perhaps
+        module: a LightningModule with a trainer; its trainable parameters are optimized. Its attributes are
+            `learning_rate`, the peak; `weight_decay`, decoupled (Loshchilov and Hutter, 2019); `schedule`, the decay
+            after the warm-up; `warmup`, the fraction of all steps in which the rate rises; and optionally
             `relative_steps`, to use `RelativeAdamW`.
 
     Raises:
-        BadInput: if the schedule has no end, or the size of a tensor is not known because it is sharded.
+        BadInput: if the schedule needs a number of steps and the training has no end, or if `relative_steps` is used
+            with sharded weights, whose tensors have no local size.
     """
     schedule, warmup, relative_steps = module.schedule, module.warmup, getattr(module, "relative_steps", False)
     if relative_steps and is_sharded(module.trainer):
         raise BadInput(
-            f"model.relative_steps=true needs unsharded weights, {type(module.trainer.strategy).__name__} shards them: use "
-            "trainer.strategy=auto or ddp, or model.relative_steps=false."
+            "model.relative_steps=true needs unsharded weights, but "
+            f"{type(module.trainer.strategy).__name__} shards them: use trainer.strategy=auto or ddp, or "
+            "model.relative_steps=false."
         )
     steps = module.trainer.estimated_stepping_batches
     if steps == math.inf and (schedule != "constant" or warmup):
         raise BadInput(
-            "a learning-rate schedule needs an end: set trainer.max_epochs or max_steps, or schedule=constant, warmup=0."
+            "the learning-rate schedule needs the number of steps: set trainer.max_epochs or trainer.max_steps, or "
+            "model.schedule=constant and model.warmup=0."
         )
     total = int(min(steps, sys.maxsize))
     kind = RelativeAdamW if relative_steps else torch.optim.AdamW

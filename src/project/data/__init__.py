@@ -1,1 +1,1 @@
-"""One LightningDataModule per file, and the data sets that they know by name."""
+"""One LightningDataModule per file, and the packaged data sets that they can load by name."""

@@ -1,7 +1,7 @@
-"""Summarization pairs from open-source Python: the first sentence of a docstring is the target, the rest the source.
+"""Summarization pairs from docstrings of Python packages: the target is the first sentence, the source is the rest.
 
-The docstrings are read from pinned wheels with `ast`: nothing is imported, installed or unpacked to disk. The splits
-are made by package, so a model is evaluated on projects whose code and authors it has not read.
+The docstrings are parsed from pinned wheels with `ast`; nothing is imported, installed or unpacked to disk. Each
+package is in one split only, so models are evaluated on unseen projects and authors.
 """
 
 import ast
@@ -24,10 +24,10 @@ from litlab.progress import progress
 from litlab.sources import wheels
 from litlab.sources.wheels import Package
 
-CLEANING = 1  # increase when the same wheels would give other pairs
+CLEANING = 1  # increase when the same wheels would give different pairs
 MIN_SOURCE_WORDS, MIN_TARGET_WORDS, MAX_TARGET_WORDS = 30, 3, 20
-MAX_SAME_TARGET = 3
-SEQUENCE_WORDS, MAX_SHARED = 5, 0.4
+MAX_SAME_TARGET = 3  # most pairs with the same target
+SEQUENCE_WORDS, MAX_SHARED = 5, 0.4  # near-duplicates share more than this fraction of their five-word sequences
 COLUMNS = ("split", "source", "target", "package", "name")
 
 
@@ -43,17 +43,17 @@ PACKAGES = _read_packages()
 
 Pair = dict[str, str]
 
-# tests, copies of other projects, migrations, and the copies that tensorflow-probability generates of itself
+# not the project's own code: tests, copies of other projects, migrations, generated copies (tensorflow-probability)
 NOT_THE_PROJECT = re.compile(
     r"(^|/)(tests?|testing|testsuite|conftest\.py|test_[^/]*|[^/]*_test\.py|examples?|_?vendor(ed)?|_?extern(al|als)?|migrations|substrates|[^/]*\.(data|dist-info))(/|$)"
 )
-# where the prose ends: a titled section, a field, a doctest, fenced code, an underline
+# the prose ends at a titled section, a field, a doctest, fenced code or an underline
 SECTION = re.compile(
     r"\s*(>>>|```|#+\s|@\w|:[^`:]+:(\s|$)|([^\w\s])\3{2,}|[-=~*^]{2,}$|[A-Z][\w/-]*( [\w/-]+){0,2}:+$"
     r"|(Notes?|Usage|See Also|References|Methods)\W*$"
     r"|(Parameters?|Arguments|Args|Returns?|Yields|Raises|Examples?|Attributes)(\W*$|:))"
 )
-# what interrupts the prose up to the next empty line: an indented block, directive, list, table or command
+# these interrupt the prose until the next empty line: an indented block, directive, list, table or command
 INTERRUPTION = re.compile(r"\s+\S|\.\.\s|[-*+•]\s|[|%]|\$\s|\(?\d{1,2}[.)]\s|\(?[a-z]\)\s")
 MATHEMATICS = re.compile(r":math:|\$|\\[a-z({]|\\\\")
 MARKUP = [
@@ -72,7 +72,7 @@ MARKUP = [
     (r"\s+", " "),
     (r" (?=[,.;:!?)](?:\s|$))", ""),
 ]
-PLAIN = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u00a0", "''\"\"-- ")  # quotes, dashes and a space
+PLAIN = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u00a0", "''\"\"-- ")  # typographic quotes, dashes and space
 SENTENCE_END = re.compile(
     r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\bal\.)(?<!\b[A-Z]\.)[\"')]*\s+(?=[\"'(]?[A-Z])"
 )
@@ -95,7 +95,7 @@ WORD = re.compile(r"[\"'(\[]*[A-Za-z]+(['/-][A-Za-z]+)*[\"')\].,;:!?]*|[\"'(]*\d
 
 
 def source() -> Source:
-    """The data set, for `open_source`: texts and summaries in three splits."""
+    """Return the data set for `open_source`: three splits with the columns text and summary."""
     return Source("docstrings", key(), _tables)
 
 
@@ -106,13 +106,13 @@ def _tables() -> dict[str, Table]:
 
 
 def key() -> str:
-    """A hash that changes with any package and with the cleaning."""
+    """Return a hash of the packages and of the version of the cleaning."""
     pinned = [(split, package.sha256) for split, packages in sorted(PACKAGES.items()) for package in packages]
     return hashlib.sha256(repr((CLEANING, pinned)).encode()).hexdigest()[:16]
 
 
 def table() -> pyarrow.Table:
-    """All pairs, as strings in the columns split, source, target, package and name; built once, then read from the cache.
+    """Return all pairs as strings in the columns split, source, target, package and name; built once, then cached.
 
     Raises:
         BadInput: if a wheel is unavailable or the cache cannot be written.
@@ -151,10 +151,10 @@ def _read_wheels() -> list[Pair]:
 
 
 def docstrings_in(code: bytes, module: str) -> list[tuple[str, str]]:
-    """The dotted name and docstring of a module and of each class, method and function in it, in the file's order."""
+    """Return the dotted names and docstrings of a module and its classes, methods and functions, in file order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in the strings of these packages
-        # feature_version: as nearly as possible the same on every Python
+        # feature_version: nearly the same result on every version of Python
         return list(_walk(module, ast.parse(code, feature_version=(3, 11))))
 
 
@@ -169,18 +169,19 @@ def _walk(
 
 
 def pair_of(docstring: str, min_source_words: int = MIN_SOURCE_WORDS) -> tuple[str, str] | None:
-    """Source and target of a docstring, without markup; None if they are not usable.
+    """Return source and target of a docstring, without markup; None if the docstring is not usable.
 
     The target is the first sentence. The source is the prose after it, up to the first section, list, table or code,
-    without sentences that only point elsewhere; it has at least `min_source_words`.
+    without sentences that only refer elsewhere; it has at least `min_source_words`.
     """
     if len(docstring.split()) < min_source_words:
-        return None  # most docstrings are one line
+        return None  # most docstrings are a single line
+    # the target
     paragraphs = _prose(docstring).split("\n\n")
     target, *sentences = SENTENCE_END.split(without_markup(paragraphs[0]).lstrip("\"'- "))
     if target[-1:].isalnum():
         if ENGLISH.fullmatch(target.split()[-1]):
-            return None  # "the distribution given by", then a formula
+            return None  # incomplete: "the distribution given by", before a formula
         target += "."
     if (
         not MIN_TARGET_WORDS <= len(target.split()) <= MAX_TARGET_WORDS
@@ -190,6 +191,7 @@ def pair_of(docstring: str, min_source_words: int = MIN_SOURCE_WORDS) -> tuple[s
         or share_of(target, WORD) < 0.8
     ):
         return None
+    # the source
     for paragraph in paragraphs[1:]:
         sentences += SENTENCE_END.split(without_markup(paragraph))
     source = " ".join(
@@ -198,7 +200,7 @@ def pair_of(docstring: str, min_source_words: int = MIN_SOURCE_WORDS) -> tuple[s
         if sentence.endswith(COMPLETE)
         and not POINTER.match(sentence)
         and not BOILERPLATE.search(sentence)
-        and " ".join(normal_words(target)) not in " ".join(normal_words(sentence))  # would be copied, not summarized
+        and " ".join(normal_words(target)) not in " ".join(normal_words(sentence))  # the target could be copied
     )
     if (
         len(source.split()) < min_source_words
@@ -212,6 +214,7 @@ def pair_of(docstring: str, min_source_words: int = MIN_SOURCE_WORDS) -> tuple[s
 
 
 def _prose(text: str) -> str:
+    """Return the lines of prose before the first section."""
     lines: list[str] = []
     interrupted = False
     for line in text.splitlines():
@@ -224,7 +227,7 @@ def _prose(text: str) -> str:
 
 
 def without_markup(text: str) -> str:
-    """A text in one line, without docstring markup."""
+    """Return a text on one line, without docstring markup."""
     text = text.translate(PLAIN)
     for pattern, replacement in MARKUP:
         text = re.sub(pattern, replacement, text)
@@ -232,39 +235,41 @@ def without_markup(text: str) -> str:
 
 
 def share_of(text: str, pattern: re.Pattern[str]) -> float:
-    """The share of a text's words that match; 0 to 1."""
+    """Return the fraction of a text's words that match the pattern, from 0 to 1."""
     words = text.split()
     return sum(bool(pattern.fullmatch(word)) for word in words) / len(words)
 
 
 def _without_repeats(pairs: list[Pair]) -> list[Pair]:
-    """Drop near-duplicates, from train first, and targets that many bodies share.
+    """Remove near-duplicates, from train first, and pairs whose target occurs more than `MAX_SAME_TARGET` times.
 
-    Two pairs are near-duplicates if they share more than `MAX_SHARED` of the five-word sequences of the shorter one.
-    Between train and the other splits nothing but copies shares more than a tenth, so the limit is not critical there;
-    within a project it thins out siblings written from one template.
+    Two pairs are near-duplicates if they share more than `MAX_SHARED` of the five-word sequences of the shorter pair.
+    Between train and the other splits, only copies share more than a tenth, so the limit is not critical there. Within
+    a project, it removes docstrings that follow the same template.
     """
+    # remove near-duplicates; of two, the first in this order is kept
     last_split_first = sorted(
         range(len(pairs)), key=lambda index: (-list(PACKAGES).index(pairs[index]["split"]), index)
     )
     kept: list[int] = []
     sizes: list[int] = []
-    holders: dict[str, list[int]] = defaultdict(list)  # sequence -> positions in kept
+    positions: dict[str, list[int]] = defaultdict(list)  # positions in `kept` of the pairs with each sequence
     for index in last_split_first:
         words = normal_words(f"{pairs[index]['target']} {pairs[index]['source']}")
         sequences = {" ".join(words[at : at + SEQUENCE_WORDS]) for at in range(len(words) - SEQUENCE_WORDS + 1)}
-        shared = Counter(position for sequence in sequences for position in holders.get(sequence, ()))
+        shared = Counter(position for sequence in sequences for position in positions.get(sequence, ()))
         if any(count > MAX_SHARED * min(len(sequences), sizes[position]) for position, count in shared.items()):
             continue
         for sequence in sequences:
-            holders[sequence].append(len(kept))
+            positions[sequence].append(len(kept))
         kept.append(index)
         sizes.append(len(sequences))
+    # remove frequent targets
     unique = [pairs[index] for index in sorted(kept)]
     times = Counter(" ".join(normal_words(pair["target"])) for pair in unique)
     return [pair for pair in unique if times[" ".join(normal_words(pair["target"]))] <= MAX_SAME_TARGET]
 
 
 def normal_words(text: str) -> list[str]:
-    """The words of a text, in lower case and without punctuation."""
+    """Return the words of a text, in lower case and without punctuation."""
     return re.findall(r"[a-z0-9]+", text.lower())

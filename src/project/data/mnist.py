@@ -1,4 +1,4 @@
-"""MNIST: 70,000 handwritten digits, in memory as one tensor (LeCun, Cortes, Burges: The MNIST database)."""
+"""MNIST: 70,000 images of handwritten digits, held in memory (LeCun, Cortes, Burges: The MNIST database)."""
 
 import numpy as np
 import torch
@@ -9,25 +9,25 @@ from litlab.data.batches import Batch, EvaluationBatches, TrainingBatches, shuff
 from litlab.errors import BadInput
 from project.data import mnist_files
 
-MEAN, DEVIATION = 0.1307, 0.3081  # mean and standard deviation of the training pixels, from 0 to 1
+MEAN, DEVIATION = 0.1307, 0.3081  # of the training pixels, scaled from 0 to 1
 
 
 class MNIST(LightningDataModule):
-    """Handwritten digits, 28 x 28 grey pixels each, flattened.
+    """MNIST digits as flattened images of 28 x 28 grey pixels.
 
-    The training split is the first part of the official training file and the validation split its last examples; the
-    test split is the official test file. An example's id is its row in the official file.
+    The last examples of the official training file are the validation split, the others are the training split; the
+    test split is the official test file. The id of an example is its row in the official file.
 
-    Batches contain `id` (batch,), `image` (batch, 784) float32, normalised, and `target` (batch,) int64. They are made on the
-    trainer's device, where all images stay (55 MB).
+    Batches contain `id` (batch,), `image` (batch, 784) float32, normalized, and `target` (batch,) int64. All images
+    stay on the trainer's device (55 MB), where the batches are created.
 
     Args:
-        source: "catalog" (a pinned Python package), "hub" (Hugging Face Hub), or a folder with the four
-            official IDX files, gzipped or not.
-        batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
+        source: "catalog" (a pinned Python package), "hub" (the Hugging Face Hub), or a folder with the four official
+            IDX files, gzipped or not.
+        batch_size: examples per optimizer step, summed over devices and accumulated micro-batches.
         evaluation_batch_size: examples per device and step in validation and test; it affects speed, not results.
         validation_size: examples held out from the end of the training file.
-        seed: seed of the order of the training examples; set from seed_everything.
+        seed: seed of the order of training examples; set from seed_everything.
     """
 
     num_classes = 10
@@ -51,7 +51,7 @@ class MNIST(LightningDataModule):
         self.labels: dict[str, torch.Tensor] = {}
 
     def prepare_data(self) -> None:
-        """Download what is not cached, and check it (one process per node, before anything is written)."""
+        """Download MNIST if it is not cached, and verify it; runs in one process per node."""
         arrays = mnist_files.read(self.source)
         self.fingerprint = mnist_files.fingerprint_of(arrays)
         self.facts = {name: mnist_files.fingerprint_of({name: array}) for name, array in arrays.items()}
@@ -60,7 +60,7 @@ class MNIST(LightningDataModule):
         """Read the arrays into memory.
 
         Raises:
-            BadInput: if a file is missing or damaged, or the validation split leaves nothing to train on.
+            BadInput: if a file is missing or damaged, or if the validation split leaves no training examples.
         """
         if self.images:
             return
@@ -72,31 +72,31 @@ class MNIST(LightningDataModule):
         self.train_size = available - self.validation_size
         if self.train_size < 1:
             raise BadInput(
-                f"data.validation_size is {self.validation_size}: it must be between 1 and {available - 1}, as the "
-                f"training file of {self.source!r} has {available} examples."
+                f"data.validation_size is {self.validation_size}: it must be between 1 and {available - 1}, because "
+                f"the training file of {self.source!r} has {available} examples."
             )
 
     def train_dataloader(self) -> TrainingBatches:
-        """Shuffled training batches."""
+        """Return shuffled training batches."""
         self._move("train")
         return TrainingBatches.for_trainer(
             self.trainer, self._train_batch, shuffled(self.train_size, self.batch_size, self.seed)
         )
 
     def val_dataloader(self) -> EvaluationBatches:
-        """The validation split."""
+        """Return the batches of the validation split."""
         self._move("train")
         order = np.arange(self.train_size, self.train_size + self.validation_size)
         return EvaluationBatches.for_trainer(self.trainer, self._train_batch, order, self.evaluation_batch_size)
 
     def test_dataloader(self) -> EvaluationBatches:
-        """The test split."""
+        """Return the batches of the test split."""
         self._move("test")
         order = np.arange(len(self.labels["test"]))
         return EvaluationBatches.for_trainer(self.trainer, self._test_batch, order, self.evaluation_batch_size)
 
     def _move(self, file: str) -> None:
-        """Keep the images on the trainer's device: a step then sends only the indices of its examples."""
+        """Move the images to the trainer's device, so that a step transfers only the indices of its examples."""
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
             self.images[file], self.labels[file] = self.images[file].to(device), self.labels[file].to(device)

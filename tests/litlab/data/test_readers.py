@@ -145,23 +145,23 @@ OBJECT = '{"text": "one", "label": "a"}'
 BAD = {
     "a column is missing in csv": (
         {"a.csv": GOOD.replace(b"text,", b"review,")},
-        r"a\.csv has no column 'text': it has 'review', 'label'; name yours with --data\.text=\.\.\.",
+        r"a\.csv has no column 'text': it has 'review', 'label'; choose one with --data\.text=\.\.\.",
     ),
     "a column is missing in jsonl": (
         {"a.jsonl": file_bytes('{"text": "one", "stars": 3}')},
-        r"a\.jsonl has no column 'label': it has 'text', 'stars'; name yours with --data\.label=\.\.\.",
+        r"a\.jsonl has no column 'label': it has 'text', 'stars'; choose one with --data\.label=\.\.\.",
     ),
     "a column is missing in parquet": (
         {"a.parquet": parquet_bytes(HARD).replace(b"text", b"tent")},
-        r"a\.parquet has no column 'text': it has 'tent', 'label'; name yours with --data\.text=\.\.\.",
+        r"a\.parquet has no column 'text': it has 'tent', 'label'; choose one with --data\.text=\.\.\.",
     ),
     "a column is missing among a thousand, one of them long": (
         {"a.csv": file_bytes(",".join(["x" * 9000, *map(str, range(1000))]), "a")},
-        r"a\.csv has no column 'text': it has 'x{49}, '0', '1', .*, '6' and 993 more; name yours with --data\.text=",
+        r"a\.csv has no column 'text': it has 'x{49}, '0', '1', .*, '6' and 993 more; choose one with --data\.text=",
     ),
     "a column is missing in one split": (
         {"train.csv": GOOD, "test.csv": b"text,class\na,b\n"},
-        r"test\.csv has no column 'label': it has 'text', 'class'; name yours with --data\.label=\.\.\.",
+        r"test\.csv has no column 'label': it has 'text', 'class'; choose one with --data\.label=\.\.\.",
     ),
     "an empty csv": ({"a.csv": b""}, r"a\.csv is empty: the first line must name the columns"),
     "an empty jsonl": ({"a.jsonl": b""}, r"a\.jsonl has no rows: nothing to train on"),
@@ -189,31 +189,31 @@ BAD = {
     ),
     "a number instead of a text": (
         {"a.jsonl": file_bytes(OBJECT, '{"text": 5, "label": "a"}')},
-        r"a\.jsonl, row 2: column 'text' holds 5, which is not a string; put it between quotes",
+        r"a\.jsonl, row 2: column 'text' contains 5, which is not a string; put it in quotes",
     ),
     "a list instead of a text": (
         {"a.jsonl": file_bytes('{"text": ["one"], "label": "a"}')},
-        r"a\.jsonl, row 1: column 'text' holds \['one'\], which is not a string; put it between quotes",
+        r"a\.jsonl, row 1: column 'text' contains \['one'\], which is not a string; put it in quotes",
     ),
-    "half a surrogate pair": (
+    "an unpaired surrogate": (
         {"a.jsonl": file_bytes(OBJECT, r'{"text": "one \ud800", "label": "a"}')},
-        r"a\.jsonl, row 2: column 'text' contains half a surrogate pair, which is not a character; remove it",
+        r"a\.jsonl, row 2: column 'text' contains an unpaired surrogate, which is not a valid character; remove it",
     ),
     "a value too many": (
         {"a.csv": b"text,label\na,x\nHello, world,y\n"},
-        r"a\.csv, row 2 has 3 values, the header names 2: put a text with commas .* between double quotes",
+        r"a\.csv, row 2 has 3 values, but the header has 2: put a text with commas .* in double quotes",
     ),
     "a value too few": (
         {"a.csv": b"text,label\na\n"},
-        r"a\.csv, row 1 has 1 values, the header names 2: put a text with commas .* between double quotes",
+        r"a\.csv, row 1 has 1 values, but the header has 2: put a text with commas .* in double quotes",
     ),
     "an unclosed quote": (
         {"a.csv": b'text,label\na,x\n"b,y\nc,x\n'},
-        r"a\.csv, row 2 is not valid CSV \(unexpected end of data\): a quote .* must end it",
+        r"a\.csv, row 2 is not valid CSV \(unexpected end of data\): close every double quote",
     ),
     "a quote inside a quoted text": (
         {"a.csv": b'text,label\n"say "no"",x\n'},
-        r"a\.csv, row 1 is not valid CSV .*: a quote .* one inside is written twice",
+        r"a\.csv, row 1 is not valid CSV .*: close .* for a quote inside a text",
     ),
     "an empty line in csv": ({"a.csv": b"text,label\na,x\n\nb,y\n"}, r"a\.csv, row 2: the line is empty; delete it"),
     "an empty line in jsonl": ({"a.jsonl": FEW + b"\n"}, r"a\.jsonl, row 3: the line is empty; delete it"),
@@ -238,20 +238,29 @@ BAD = {
         {"a.jsonl": json.dumps(json.loads(OBJECT), indent=2).encode()},
         r"a\.jsonl, row 1 is not JSON \(.*\): write one object per line",
     ),
-    "JSON nested beyond reason": ({"a.jsonl": b"[" * 100_000}, r"a\.jsonl, row 1 is not JSON \(.*\): one object per"),
+    "JSON nested beyond reason": ({"a.jsonl": b"[" * 100_000}, r"a\.jsonl, row 1 is not JSON \(.*\): write one"),
     "a list instead of an object": (
         {"a.jsonl": file_bytes(OBJECT, '["one", "a"]')},
         r'a\.jsonl, row 2 is not an object: write lines like \{"text": "\.\.\.", \.\.\.\}',
     ),
     "a row that lacks a key": (
         {"a.jsonl": file_bytes(OBJECT, OBJECT, '{"text": "one"}')},
-        r"a\.jsonl, row 3 lacks 'label': every row needs text, label",
+        r"a\.jsonl, row 3 has no 'label': every row needs text, label",
     ),
-    "a column twice in csv": ({"a.csv": b"text,label,text\na,b,c\n"}, r"a\.csv has two columns 'text': rename one"),
-    "a column twice in parquet": ({"a.parquet": twin_parquet()}, r"a\.parquet has two columns 'text': rename one"),
+    "a column twice in csv": (
+        {"a.csv": b"text,label,text\na,b,c\n"},
+        r"a\.csv has two columns named 'text': rename one",
+    ),
+    "a column twice in parquet": (
+        {"a.parquet": twin_parquet()},
+        r"a\.parquet has two columns named 'text': rename one",
+    ),
     "a .txt file": ({"a.txt": GOOD}, r"a\.txt: data\.source takes files that end in \.jsonl, .*, not in '\.txt'"),
     "a .json file": ({"a.json": FEW}, r"a\.json: data\.source takes files that end in \.jsonl, .*, not in '\.json'"),
-    "no such file": ({}, r"missing\.csv cannot be read \(No such file or directory\): data\.source must name a file"),
+    "no such file": (
+        {},
+        r"missing\.csv cannot be read \(No such file or directory\): data\.source must name a readable",
+    ),
     "a folder without train": (
         {"test.csv": GOOD, "training.csv": GOOD},
         r" has no train\.jsonl, train\.csv or train\.parquet: data\.source takes a folder with one file per split",

@@ -212,15 +212,15 @@ def test_texts_are_compared_without_case_and_with_single_spaces(texts) -> None:
     [
         (
             {"validation": "dev"},
-            r"^--data\.validation=dev: .* has no such split; it has test, train; a fraction between 0 and 1 is held out",
+            r"^--data\.validation=dev: .* has no such split; use test, train, or a fraction between 0 and 1 to hold out",
         ),
-        ({"test": "tset"}, r"^--data\.test=tset: .* has no such split; it has test, train; a fraction between 0 and 1"),
+        ({"test": "tset"}, r"^--data\.test=tset: .* has no such split; use test, train, or a fraction between 0 and 1"),
         ({"validation": 0.99}, r"train\.csv has 40 rows: holding out 0\.99 for validation leaves none for train; give"),
         ({"validation": 0.01}, r"train\.csv has 40 rows: holding out 0\.01 for validation leaves none for validation"),
         ({"validation": 0.6, "test": 0.6}, r"holding out 0\.6 for validation and 0\.6 for test leaves none for train"),
-        ({"text": "review"}, r"has no column 'review': it has 'text', 'label'; name yours with --data\.text=\.\.\."),
-        ({"text_pair": "b"}, r"has no column 'b': it has 'text', 'label'; name yours with --data\.text_pair=\.\.\."),
-        ({"label": "class"}, r"has no column 'class': it has 'text', 'label'; name yours with --data\.label=\.\.\."),
+        ({"text": "review"}, r"has no column 'review': it has 'text', 'label'; choose one with --data\.text=\.\.\."),
+        ({"text_pair": "b"}, r"has no column 'b': it has 'text', 'label'; choose one with --data\.text_pair=\.\.\."),
+        ({"label": "class"}, r"has no column 'class': it has 'text', 'label'; choose one with --data\.label=\.\.\."),
     ],
 )
 def test_an_option_that_does_not_fit_the_source_gives_one_sentence(options, expected, tmp_path: Path) -> None:

@@ -104,11 +104,11 @@ def damage_mixture(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_truncate, r"train-images-idx3-ubyte has 470409 bytes, its header promises 470416: download it again"),
+        (damage_truncate, r"train-images-idx3-ubyte has 470409 bytes, but its header declares 470416: download it"),
         (damage_header, r"begins with 89504e47 instead of 00000803: it is not an IDX file"),
         (damage_empty, r"t10k-labels-idx1-ubyte begins with nothing instead of 00000801"),
-        (damage_cut_in_the_header, r"t10k-images-idx3-ubyte has 5 bytes, its header alone 16: download it again"),
-        (damage_size_that_wraps_around, r"has 16 bytes, its header promises 18446744073709551632: download it again"),
+        (damage_cut_in_the_header, r"t10k-images-idx3-ubyte has 5 bytes, but its header needs 16: download it again"),
+        (damage_size_that_wraps_around, r"has 16 bytes, but its header declares 18446744073709551632: download it"),
         (damage_no_images, r"t10k-images-idx3-ubyte has no images: download it again"),
         (damage_missing, r"t10k-labels-idx1-ubyte is missing, with or without .gz"),
         (damage_gzip, r"train-images-idx3-ubyte.gz cannot be read .*: download it again"),
@@ -157,7 +157,7 @@ def test_a_pickle_with_code_is_refused_before_the_code_runs(capfd: pytest.Captur
         (b"\x80\x06.", r"is damaged \(ValueError\)"),
         (b"c\xee\nx\n.", r"is damaged \(UnicodeDecodeError\)"),
         (b"(K\x01t)R.", r"is damaged \(TypeError\)"),
-        (b"c\0os\nsystem\n.", r"^the array file contains os\.system: only arrays are allowed, so it was not opened\.$"),
+        (b"c\0os\nsystem\n.", r"^the array file contains os\.system: only arrays are allowed, so it was not loaded\.$"),
     ],
 )
 def test_a_damaged_pickle_gives_one_sentence(content: bytes, message: str) -> None:
@@ -193,7 +193,7 @@ def test_the_hub_gives_the_same_data_as_the_files(idx_folder: Path, tmp_path: Pa
     options += ("--data.source=hub", "--data.validation_size=100")
     with HubServer(tmp_path) as server:
         server.commit = HUB_REVISION
-        done = run_litlab(project, "fit", *options, HF_ENDPOINT=server.url, HF_HUB_OFFLINE="0")
+        done = run_litlab(project, "fit", *options, fresh=True, HF_ENDPOINT=server.url, HF_HUB_OFFLINE="0")
     assert done.returncode == 0, done.stderr
     assert fingerprint_of(read_idx_folder(idx_folder)) in (project / "runs/latest/run.json").read_text()
 

@@ -221,14 +221,14 @@ def test_a_cached_source_is_not_read_again(pretrained, file: Path, tiny_t5: Path
         (
             {"summary": 7},
             {},
-            r"a\.jsonl, row 3: column 'summary' holds 7, which is not a string; put it between quotes\.",
+            r"a\.jsonl, row 3: column 'summary' contains 7, which is not a string; put it in quotes\.",
         ),
         (
             {},
             {"summary": "title"},
-            r"has no column 'title': it has 'text', 'summary'; name yours with --data\.summary=",
+            r"has no column 'title': it has 'text', 'summary'; choose one with --data\.summary=",
         ),
-        ({}, {"text": "body"}, r"has no column 'body': it has 'text', 'summary'; name yours with --data\.text="),
+        ({}, {"text": "body"}, r"has no column 'body': it has 'text', 'summary'; choose one with --data\.text="),
     ],
 )
 def test_rows_that_cannot_be_used_give_one_sentence(row, options, expected, tmp_path: Path) -> None:
@@ -243,5 +243,5 @@ def test_rows_that_cannot_be_used_give_one_sentence(row, options, expected, tmp_
 
 @pytest.mark.parametrize("name", ["./nothing", "rotten tomatoes"])
 def test_for_an_unknown_name_the_message_lists_the_known_names(name: str) -> None:
-    with pytest.raises(BadInput, match=r"there is no such file; .* a Hub id, or a packaged data set \(docstrings\) is"):
+    with pytest.raises(BadInput, match=r"there is no such file; .* a Hub id, or a packaged data set \(docstrings\)\.$"):
         opened(name)

@@ -313,7 +313,7 @@ BAD = {
     ),
     "all labels different": (
         {"train": labelled(*range(40))},
-        r"train\.jsonl: column 'label' has 40 different labels in 40 rows, .* name it with --data\.label=\.\.\.",
+        r"train\.jsonl: column 'label' has 40 different labels in 40 rows, but classes repeat: name the label column with --data\.label=",
     ),
     "a class that only validation has": (
         {"train": FINE, "validation": [*FINE[:9], {"text": "x", "label": "c"}], "test": FINE},
@@ -351,9 +351,9 @@ def complaint(source: Path | str, tokenizer: Path | str, **options) -> str:
     return message
 
 
-def test_half_a_surrogate_pair_in_a_label_gives_one_sentence(tmp_path: Path, tiny_bert: Path) -> None:
+def test_an_unpaired_surrogate_in_a_label_gives_one_sentence(tmp_path: Path, tiny_bert: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "\\udfff"}\n')
-    expected = r"a\.jsonl, row 2: column 'label' contains half a surrogate pair, which is not a character; remove it"
+    expected = r"a\.jsonl, row 2: column 'label' contains an unpaired surrogate, which is not a valid character; remove"
     assert re.search(expected, complaint(tmp_path / "a.jsonl", tiny_bert))
 
 
@@ -362,16 +362,16 @@ def test_half_a_surrogate_pair_in_a_label_gives_one_sentence(tmp_path: Path, tin
     [
         (
             {"validation": "dev"},
-            r"^--data\.validation=dev: .* has no such split; it has train; a fraction between 0 and 1",
+            r"^--data\.validation=dev: .* has no such split; use train, or a fraction between 0 and 1",
         ),
         (
             {"test": "tset"},
-            r"^--data\.test=tset: .* has no such split; it has train; a fraction between 0 and 1 is held",
+            r"^--data\.test=tset: .* has no such split; use train, or a fraction between 0 and 1 to hold",
         ),
         ({"validation": 0.6, "test": 0.6}, r"holding out 0\.6 for validation and 0\.6 for test leaves none for train"),
-        ({"text": "review"}, r"has no column 'review': it has 'text', 'label'; name yours with --data\.text=\.\.\."),
-        ({"text_pair": "b"}, r"has no column 'b': it has 'text', 'label'; name yours with --data\.text_pair=\.\.\."),
-        ({"label": "class"}, r"has no column 'class': it has 'text', 'label'; name yours with --data\.label=\.\.\."),
+        ({"text": "review"}, r"has no column 'review': it has 'text', 'label'; choose one with --data\.text=\.\.\."),
+        ({"text_pair": "b"}, r"has no column 'b': it has 'text', 'label'; choose one with --data\.text_pair=\.\.\."),
+        ({"label": "class"}, r"has no column 'class': it has 'text', 'label'; choose one with --data\.label=\.\.\."),
     ],
 )
 def test_an_option_that_does_not_fit_the_source_gives_one_sentence(
