@@ -33,11 +33,11 @@ eval: .venv/installed ## score a run on the test split: make eval RUN=latest
 	@$(LITLAB) eval $(RUN) $(ARGS)
 
 # one thread per test: threads of several processes that wait for each other on the same cores slow all of them many times
-test: .venv/installed-dev ## run the tests, under ten minutes: make test ARGS="tests/project -k idx"
+test: .venv/installed-dev ## run the tests, under five minutes: make test ARGS="tests/project -k idx"
 	@OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal -m "not slow and not fuzz" $(ARGS)
 
-test-slow: .venv/installed-dev ## run the tests that train on all of MNIST, or after every hook
-	@.venv/bin/pytest -m slow $(ARGS)
+test-slow: .venv/installed-dev ## run the longer tests: all of MNIST, two processes, resuming after every hook, kills
+	@OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal -m slow $(ARGS)
 
 fuzz: .venv/installed-dev ## feed 20,000 random inputs to the readers and the configuration
 	@.venv/bin/pytest -m fuzz tests/fuzz $(ARGS)

@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exactness import differing
+from forked import Forked
 
+Process = subprocess.Popen[bytes] | Forked
 PROJECT = Path(__file__).resolve().parents[1]
 KILLS_PER_RUN = 11
 TIMEOUT = 600  # seconds for a training that is not killed
@@ -57,12 +59,14 @@ class Drill:
         room: folder for caches and runs.
         generator: random numbers that choose when to kill.
         counts: number of kills by stage.
+        forked: copy one interpreter instead of starting a new one for each training.
     """
 
     experiment: str
     room: Path
     generator: random.Random
     counts: Counter[str]
+    forked: bool = False
 
     @property
     def runs(self) -> list[Path]:
@@ -75,20 +79,18 @@ class Drill:
         assert done == 0, (self.room / "output").read_text()
         return (self.room / "unkilled" / self.experiment / "latest").resolve()
 
-    def start(self, runs: Path) -> subprocess.Popen[bytes]:
+    def start(self, runs: Path) -> Process:
         """Start the command; the options are always the same."""
-        command = [sys.executable, "-m", "litlab", "fit", "-c", f"configs/experiment/{self.experiment}.yaml"]
+        command = ["-m", "litlab", "fit", "-c", f"configs/experiment/{self.experiment}.yaml"]
+        command += [*COMMON, *OPTIONS[self.experiment], "--resume=auto"]
         settings = {"LITLAB_RUNS": str(runs), "LITLAB_CACHE": str(self.room / "cache"), "WANDB_MODE": "offline"}
-        with (self.room / "output").open("wb") as output:
-            return subprocess.Popen(
-                [*command, *COMMON, *OPTIONS[self.experiment], "--resume=auto"],
-                cwd=PROJECT,
-                env={**os.environ, **settings},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = {**os.environ, **settings}
+        with (self.room / "output").open("wb") as output, open(os.devnull) as nothing:
+            files = {"stdin": nothing.fileno(), "stdout": output.fileno(), "stderr": output.fileno()}
+            if self.forked:
+                return Forked(command, PROJECT, environment, **files, start_new_session=True)
+            command.insert(0, sys.executable)
+            return subprocess.Popen(command, cwd=PROJECT, env=environment, **files, start_new_session=True)
 
     def survive(self, kills: int) -> list[str]:
         """Kill and restart the training until it is finished; returns the problems."""
@@ -120,7 +122,7 @@ class Drill:
             for name in ("tokens", "mnist"):
                 shutil.rmtree(self.room / "cache" / name, ignore_errors=True)
 
-    def kill_at(self, stage: str, process: subprocess.Popen[bytes]) -> bool:
+    def kill_at(self, stage: str, process: Process) -> bool:
         """Kill at a random moment of a stage; False if the training ends before."""
         started, rows = time.time(), len(self.rows())
         cache = self.room / "cache"
@@ -190,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="number of kills, divided among the experiments")
     parser.add_argument("--experiments", nargs="+", choices=sorted(OPTIONS), default=list(OPTIONS))
+    parser.add_argument("--forked", action="store_true", help="start each training in milliseconds; see forked.py")
     parser.add_argument("--seed", type=int, default=0, help="seed of the stages and delays of the kills")
     options = parser.parse_args(arguments)
     # for each experiment: an uninterrupted run, then killed runs, which are compared with it
@@ -201,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             room = Path(folder, experiment)
             room.mkdir()
             kills = options.kills // len(options.experiments) + (i < options.kills % len(options.experiments))
-            drill = Drill(experiment, room, generator, counts)
+            drill = Drill(experiment, room, generator, counts, options.forked)
             print(f"{experiment}: {kills} kills, and one run without kills", flush=True)
             whole, without_kill = drill.reference(), 0
             while kills > 0 and without_kill < 5:  # a training can end before the planned kill

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from fuzz.inputs import BOM, ROUGH, damaged, filled_texts, texts
 from fuzz.outcomes import examples, outcome
 from litlab.data import token_cache
+from litlab.data.labels import check_labels, encode_labels
 from litlab.data.readers import open_source
 from litlab.data.splits import Rows, read, read_splits
 from litlab.errors import BadInput
@@ -30,7 +31,7 @@ from litlab.sources import hub
 from litlab.sources.wheels import Package
 from project.data import docstrings, summarization, text_classification
 from project.data.summarization import Summarization
-from project.data.text_classification import TextClassification, check_labels, encode_labels
+from project.data.text_classification import TextClassification
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.usefixtures("limited_memory")]
 

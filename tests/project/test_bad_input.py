@@ -150,7 +150,7 @@ PARQUET = [
     (
         "fractions",
         parquet(text=["a"], label=[0.5]),
-        ["a.parquet, row 1", "the label 0.5", "labels are strings or integers"],
+        ["a.parquet, row 1", "the label 0.5", "labels must be strings or integers"],
     ),
 ]
 FOLDER = [
@@ -264,7 +264,7 @@ RUNS = [
     Case(
         "eval, other classes",
         "eval bert_cls --data.source=others.csv",
-        ["the checkpoint tells bad, good apart", "others.csv has a, b", "evaluate with the classes of the run"],
+        ["the checkpoint has the classes bad, good", "others.csv has a, b", "evaluate with the classes of the run"],
         {"others.csv": GOOD},
     ),
     Case(

@@ -520,6 +520,7 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_the_litlab_command_trains_with_an_empty_cache_and_again_without_the_hub(lab: Lab, tmp_path: Path) -> None:
     cache = {"HF_HOME": str(tmp_path / "hugging face"), "LITLAB_CACHE": str(tmp_path / "litlab")}
     first = lab.command(*fit("t5_samsum"), **cache)

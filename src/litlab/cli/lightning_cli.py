@@ -99,6 +99,10 @@ class LitlabCLI(LightningCLI):
             )
         except BadInput as error:
             raise BadInput(str(error).strip(messages.OPEN + messages.CLOSE)) from error
+        except ValueError as error:
+            if sentence := messages.missing_package(str(error)):
+                raise BadInput(sentence) from error
+            raise
         finally:
             sys.argv = original
 

@@ -120,6 +120,22 @@ def problem(message: str, settings: Settings, options: list[str]) -> str:
     return OPEN + one_line(_problem(message, settings, options)) + CLOSE
 
 
+def missing_package(message: str) -> str | None:
+    """Return one sentence for a class whose package is not installed; None for another error.
+
+    Args:
+        message: the error of jsonargparse when it instantiates a class.
+    """
+    name = re.search(r"given class_path '([^']+)'", message)
+    packages = re.findall(r"Requirement '(\w[\w-]*)[^']*' not met", message)
+    if not name or not packages:
+        return None
+    return (
+        f"{name[1]} needs the package {packages[-1]}, which is not installed: run .venv/bin/pip install --require-hashes --no-deps "
+        f"-r requirements/{packages[-1]}.txt if litlab has this extra, otherwise .venv/bin/pip install {packages[-1]}."
+    )
+
+
 def _problem(message: str, settings: Settings, options: list[str]) -> str:
     # a word on the command line that is not an option
     if found := re.search(r"unrecognized arguments: (.*)", message):

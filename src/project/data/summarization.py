@@ -1,4 +1,4 @@
-"""Texts and their summaries."""
+"""A data module of texts and their summaries."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,22 +21,23 @@ from litlab.sources import pretrained
 from project.data import docstrings
 
 KNOWN = {"docstrings": docstrings.source}
-"""The data sets that `source` can name."""
-IGNORED = -100  # label that transformers' losses ignore
-# batches are padded to multiples of these: with few shapes, freed memory is reused, which saves more than the padding costs on a
-# CPU (benchmarks/LOG.md); not measured on a GPU
+"""Packaged data sets, by the name that `source` takes."""
+IGNORED = -100  # label that the losses of transformers ignore
+# lengths are rounded up to multiples of these: with few shapes, freed memory is reused, which on a CPU saves more time
+# than the padding costs (benchmarks/LOG.md); not measured on a GPU
 TEXT_MULTIPLE, SUMMARY_MULTIPLE = 16, 8
 
 
 class Summarization(LightningDataModule):
     """Texts and summaries, from a file, a folder, the Hub or Python packages.
 
-    Both are tokenized once, into a memory-mapped cache, and batched by length. An example's id is the number of its row in
+    Both are tokenized once into a memory-mapped cache and batched by length. The id of an example is its row number in
     the source, from 0.
 
-    Batches contain `id` (batch,), `input_ids` and `attention_mask` (batch, text length) and `labels` (batch, summary length),
-    lengths rounded up, -100 after a summary's end, all int64; and `decode`, which turns tokens (batch, length) into a list of
-    strings. Evaluation batches also have the whole texts and summaries as lists of strings, `source` and `target`.
+    Batches contain `id` (batch,), `input_ids` and `attention_mask` (batch, text length), and `labels` (batch, summary
+    length), -100 after the end of a summary; all are int64, and lengths are rounded up. `decode` maps tokens (batch,
+    length) to a list of strings. Evaluation batches also contain the complete texts and summaries as lists of strings,
+    `source` and `target`.
 
     Args:
         source: docstrings (from Python packages); a .csv, .jsonl or .parquet file; a folder with train and optionally
@@ -44,16 +45,20 @@ class Summarization(LightningDataModule):
         configuration: configuration of a Hub data set that has several, such as 3.0.0.
         text: column of the text.
         summary: column of the summary.
-        validation: name of the split, or the fraction of train to hold out; null: validation if it exists, else 0.1.
-        test: the same for the test split; null: test if it exists, else 0.1.
-        tokenizer: model whose tokenizer is used; set from model.pretrained; null: train one on the training split.
-        tokenizer_size: largest vocabulary of a trained tokenizer.
+        validation: name of the validation split, or fraction of train to hold out; null: validation if it exists, else
+            0.1.
+        test: name of the test split, or fraction of train to hold out; null: test if it exists, else 0.1.
+        tokenizer: pretrained model whose tokenizer is used; set from model.pretrained; null: train one on the training
+            split.
+        tokenizer_size: maximum vocabulary size of a trained tokenizer.
         prefix: text before every input, such as T5's task prefix "summarize: ".
-        max_length: most tokens of a text, with prefix and end; longer ones are truncated; null: the model's limit, at most 512.
-        max_summary_length: most tokens of a summary, with its end; longer ones are truncated, for the loss only, not for ROUGE.
-        batch_size: examples per optimizer step, over all devices and accumulated micro-batches.
+        max_length: maximum tokens of a text, with prefix and end token; longer texts are truncated; null: the model's
+            limit, at most 512.
+        max_summary_length: maximum tokens of a summary, with end token; longer summaries are truncated for the loss,
+            but not for ROUGE.
+        batch_size: examples per optimizer step, summed over devices and accumulated micro-batches.
         evaluation_batch_size: examples per device and step in validation and test; it affects speed, not results.
-        seed: seed of the order of the training examples; set from seed_everything.
+        seed: seed of the order of training examples; set from seed_everything.
     """
 
     def __init__(
@@ -90,7 +95,7 @@ class Summarization(LightningDataModule):
         return len(self.tokenizer)
 
     def prepare_data(self) -> None:
-        """Download and tokenize what is not cached, and open the cache.
+        """Download and tokenize the data if it is not cached, and open the cache.
 
         Raises:
             BadInput: if the data or tokenizer are invalid.
@@ -123,23 +128,23 @@ class Summarization(LightningDataModule):
         self.prepare_data()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint depends on: the tokenizer."""
+        """Return what a checkpoint depends on: the tokenizer."""
         return {"tokenizer": token_cache.fingerprint(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with the state in a checkpoint.
+        """Check that the checkpoint belongs to this tokenizer.
 
         Raises:
-            BadInput: if the tokenizer differs, which would make the metrics meaningless.
+            BadInput: if the tokenizer differs, because the metrics would be meaningless.
         """
         if state_dict["tokenizer"] != token_cache.fingerprint(self.tokenizer):
             raise BadInput(
-                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}: a tokenizer trained on the "
-                "data changes with the data; evaluate with the data of the run."
+                f"the checkpoint was trained with another tokenizer than that of data.source={self.source}, which depends "
+                "on the data or on model.pretrained: evaluate with both as in the run."
             )
 
     def train_dataloader(self) -> TrainingBatches:
-        """Training batches of texts of similar length, in random order, weighted by the tokens of their summaries."""
+        """Return batches of texts of similar length, in random order, weighted by the number of summary tokens."""
         columns = self.splits["train"]
         text_lengths, summary_lengths = columns.ragged("text").lengths, columns.ragged("summary").lengths
         plan = by_length(text_lengths, self.batch_size, self.seed, summary_lengths)
@@ -148,11 +153,11 @@ class Summarization(LightningDataModule):
         )
 
     def val_dataloader(self) -> EvaluationBatches:
-        """The validation split, longest texts first."""
+        """Return the batches of the validation split, longest texts first."""
         return self._evaluation("validation")
 
     def test_dataloader(self) -> EvaluationBatches:
-        """The test split, longest texts first."""
+        """Return the batches of the test split, longest texts first."""
         return self._evaluation("test")
 
     def _evaluation(self, split: str) -> EvaluationBatches:
@@ -177,6 +182,7 @@ class Summarization(LightningDataModule):
         )
         if tokenizer is None:
             tokenizer = token_cache.train_tokenizer(splits["train"].texts, self.tokenizer_size, folder)
+        # tokenize and write each split
         limits = {"text": self._limit, "summary": self.max_summary_length}
         cut, total = dict.fromkeys(limits, 0), dict.fromkeys(limits, 0)
         for split, rows in splits.items():
@@ -190,6 +196,7 @@ class Summarization(LightningDataModule):
                 doing = f"tokenizing {split}, {name}"
                 counts = token_cache.tokenize(writer, name, tokenizer, [texts], limit, doing)
                 cut[name], total[name] = cut[name] + counts.cut, total[name] + counts.tokens
+            # the complete texts, which ROUGE and lead-1 need
             if split != "train":
                 writer.texts("source", rows.texts[:1])
                 writer.texts("target", rows.texts[1:])
@@ -198,18 +205,18 @@ class Summarization(LightningDataModule):
         return {**meta, "columns": facts}
 
     def _fetch(self, split: str) -> Callable[[np.ndarray], Batch]:
-        """A function from the indices of examples, (batch,), to a batch."""
+        """Return a function from the indices of examples, (batch,), to a batch."""
         columns = self.splits[split]
         ids, texts, summaries = columns.array("id"), columns.ragged("text"), columns.ragged("summary")
         pad = self.tokenizer.pad_token_id
 
         def fetch(rows: np.ndarray) -> Batch:
-            input_ids, real = texts.padded(rows, pad, TEXT_MULTIPLE)
+            input_ids, mask = texts.padded(rows, pad, TEXT_MULTIPLE)
             labels, _ = summaries.padded(rows, IGNORED, SUMMARY_MULTIPLE)
             return {
                 "id": torch.from_numpy(ids[rows]),
                 "input_ids": input_ids,
-                "attention_mask": real.long(),
+                "attention_mask": mask.long(),
                 "labels": labels,
                 "decode": self._decode,
             }

@@ -25,18 +25,19 @@ class BertClassifier(LightningModule):
     """A pretrained encoder and a linear layer on its first token, fine-tuned together.
 
     Args:
-        pretrained: all-MiniLM-L6-v2 (from a Python package), a local folder, or a Hub id, optionally with @revision; any
-            model that AutoModelForSequenceClassification loads.
+        pretrained: all-MiniLM-L6-v2 (from a Python package), a local folder, or a Hub id, optionally with @revision;
+            any model that AutoModelForSequenceClassification loads.
         num_classes: number of classes; set from the data.
-        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
+        label_smoothing: fraction of the target that is spread over all classes (Szegedy et al., 2016, section 7).
         learning_rate: peak learning rate of AdamW.
         weight_decay: weight decay of AdamW, on weight matrices only.
         schedule: decay of the learning rate after the warm-up.
         warmup: fraction of all steps in which the learning rate rises linearly.
-        padding_free: skip the padding, for a BERT; null: where torch has a kernel (NVIDIA GPUs from Ampere on, bfloat16 or
-            float16, unsharded); true: always, slow without the kernel. Attention weights then have no dropout.
-        compile: train with torch.compile, on at most 40 shapes, rounded up to 32 tokens per text; compiling takes minutes,
-            which pays off in trainings of an hour.
+        padding_free: remove the padding from batches, for a BERT; null: if torch has a kernel for it (NVIDIA GPUs since
+            Ampere, bfloat16 or float16, unsharded weights); true: always, which is slow without the kernel. Without
+            padding, attention weights have no dropout.
+        compile: train with torch.compile, on at most 40 shapes: texts are padded to multiples of 32 tokens. Compiling
+            takes minutes, which pays off if the training takes an hour or more.
     """
 
     def __init__(
@@ -57,13 +58,13 @@ class BertClassifier(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.schedule, self.warmup = schedule, warmup
         self.padding_free, self.compiled = padding_free, compile
-        self.packs = bool(padding_free)  # whether batches are packed without padding
+        self.packs = bool(padding_free)  # whether to remove the padding of batches
         self.network: PreTrainedModel | None = None
         self.loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes, f"{split}/") for split in self.loss})
 
     def configure_model(self) -> None:
-        """Load the network, once; not in `__init__`, so that strategies can shard it.
+        """Load the network once; not in `__init__`, so that strategies can shard it.
 
         Raises:
             BadInput: if padding_free is true and the network is not a BERT.
@@ -73,7 +74,8 @@ class BertClassifier(LightningModule):
         self.network = load_model(AutoModelForSequenceClassification, self.pretrained, num_labels=self.num_classes)
         if self.padding_free and type(self.network) is not BertForSequenceClassification:
             raise BadInput(
-                f"model.padding_free is true, but {self.pretrained} is a {type(self.network).__name__}, not a BERT: use null."
+                f"model.padding_free is true, but {self.pretrained} is a {type(self.network).__name__}, not a BERT: "
+                "use null."
             )
         if self.padding_free is None and self._trainer is not None and not is_sharded(self.trainer):
             device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
@@ -83,11 +85,11 @@ class BertClassifier(LightningModule):
             packed.compile_training(self.network)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Remove the padding, or round shapes, before the batch is sent to the device."""
+        """Remove the padding, or round up lengths, before the batch is sent to the device."""
         return self._shaped(batch)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        """Logits, (batch, classes), of texts as tokens, (batch, length)."""
+        """Return the logits, (batch, classes), of tokenized texts, (batch, length)."""
         assert self.network is not None  # Lightning calls configure_model first
         batch = self._shaped(batch)
         eager = self.compiled and not self.training
@@ -98,7 +100,7 @@ class BertClassifier(LightningModule):
             return self.network(**inputs).logits
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of one slice of a global batch, weighted so that the average over slices is the batch mean."""
+        """Return the loss of a slice of the global batch, weighted so that the mean over slices is the batch mean."""
         loss = F.cross_entropy(self(batch), batch["target"], label_smoothing=self.label_smoothing)
         return loss * batch["weight"]
 
@@ -115,7 +117,7 @@ class BertClassifier(LightningModule):
         return self._outputs(batch, self(batch))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and decay; the learning rate changes with every step."""
+        """Return AdamW and a learning rate that changes with every step: warm-up, then decay."""
         return configure(self)
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class BertClassifier(LightningModule):
         return self._outputs(batch, logits)
 
     def _shaped(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The network's input: the padded batch, packed, or padded to one of few shapes for torch.compile."""
+        """Return the batch as it is, without padding, or padded to one of a few shapes for torch.compile."""
         assert self.network is not None
         if "cu_seqlens" in batch:
             return batch

@@ -14,12 +14,12 @@ from litlab.nn.optimizer import Fraction, Schedule, configure
 
 
 class MnistMLP(LightningModule):
-    """One hidden layer with ReLU.
+    """A classifier with one hidden layer and ReLU.
 
     Args:
         hidden: units of the hidden layer.
         num_classes: number of classes; set from the data.
-        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2016, section 7).
+        label_smoothing: fraction of the target that is spread over all classes (Szegedy et al., 2016, section 7).
         learning_rate: peak learning rate of AdamW.
         weight_decay: weight decay of AdamW, on weight matrices only.
         schedule: decay of the learning rate after the warm-up.
@@ -55,12 +55,12 @@ class MnistMLP(LightningModule):
             )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits, (batch, classes), of images, (batch, 784)."""
+        """Return the logits, (batch, classes), of images, (batch, 784)."""
         assert self.network is not None  # Lightning calls configure_model first
         return self.network(image)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The loss of one slice of a global batch, weighted so that the average over slices is the batch mean."""
+        """Return the loss of a slice of the global batch, weighted so that the mean over slices is the batch mean."""
         loss = F.cross_entropy(self(batch["image"]), batch["target"], label_smoothing=self.label_smoothing)
         return loss * batch["weight"]
 
@@ -77,7 +77,7 @@ class MnistMLP(LightningModule):
         return self._outputs(batch, self(batch["image"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and decay; the learning rate changes with every step."""
+        """Return AdamW and a learning rate that changes with every step: warm-up, then decay."""
         return configure(self)
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:

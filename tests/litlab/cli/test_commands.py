@@ -14,9 +14,12 @@ import yaml
 from conftest import Command, run_litlab, small_project
 from exactness import deterministic
 from in_process import content, fit, logged, newest, weights
+from lightning.fabric.loggers import tensorboard
+from lightning_utilities.core.imports import RequirementCache
 from small.data import SmallData
 
 from litlab.cli.main import run
+from litlab.errors import BadInput
 from litlab.runs.directory import RunDirectory
 
 SMALL = ("-c", "configs/experiment/small.yaml", "--trainer.log_every_n_steps=1")
@@ -171,6 +174,16 @@ def test_the_chosen_precision_is_printed_and_recorded(
     chosen = yaml.safe_load((directory.path / "config.yaml").read_text())["trainer"]["precision"]
     assert chosen in ("bf16-mixed", "32-true")
     assert f"precision  {chosen}: the CPU has" in capfd.readouterr().err
+
+
+def test_without_tensorboard_the_message_names_the_extra(
+    inside: Path, quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(tensorboard, name, RequirementCache("tensorboard>=999"))
+    with pytest.raises(BadInput, match=r"needs the package tensorboard, .* -r requirements/tensorboard\.txt"):
+        run("fit", [*SMALL, "-c", "configs/logger/tensorboard.yaml", ONE_EPOCH])
+    assert not Path("runs").exists()
 
 
 def test_tensorboard_is_an_overlay(inside: Path, quiet: None) -> None:

@@ -139,7 +139,9 @@ def distilbert() -> DistilBertForSequenceClassification:
     return network
 
 
-@pytest.mark.parametrize("kind", ["packed", "padded", "distilbert"])
+@pytest.mark.parametrize(
+    "kind", ["packed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("padded", "distilbert"))]
+)
 def test_a_training_compiles_few_shapes_and_computes_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 batches of 8 texts with up to 64 tokens; every 20th batch is smaller, like the last one of an epoch."""
     made = graphs(monkeypatch)
@@ -181,6 +183,7 @@ def test_the_kernel_is_for_bert_on_a_gpu_in_half_precision(monkeypatch: pytest.M
     assert not has_kernel(bert(), gpu, "bf16-mixed")
 
 
+@pytest.mark.slow
 def test_beyond_the_limit_a_new_shape_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     made = graphs(monkeypatch)
     monkeypatch.setattr("litlab.nn.padding_free.GRAPHS", 1)

@@ -202,7 +202,8 @@ def test_init_from_another_model_is_refused_and_the_message_names_the_weights(in
         run("fit", [*SMALL, f"--init={source.checkpoint('best')}"])
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 def test_two_interrupted_and_resumed_processes_equal_two_uninterrupted_ones(
     litlab: Command, inside: Path, how: str
 ) -> None:

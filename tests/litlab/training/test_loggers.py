@@ -315,6 +315,7 @@ def log_and_die(run: Path, values: list[float], step: int) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_offline_continues_online_as_one_run_with_all_rows(
     tmp_path: Path, server: WandbServer, key: str
 ) -> None:

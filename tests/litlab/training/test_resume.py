@@ -35,7 +35,15 @@ def test_a_run_that_is_interrupted_after_any_hook_continues_bit_for_bit(
     assert_continues_bit_for_bit(interrupter, (*SMALL, *options), HOOKS, both=True)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            options, id=name, marks=[pytest.mark.slow] if name in ("steps", "three best", "every few steps") else []
+        )
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_a_run_continues_bit_for_bit(interrupter: Interrupter, inside: Path, options: tuple[str, ...]) -> None:
     hooks = ("on_train_batch_end", "on_validation_batch_end")
     assert_continues_bit_for_bit(interrupter, (*SMALL, *options), hooks)
@@ -115,7 +123,9 @@ class Model(LightningModule):
 
 
 @INTERRUPTIONS
-@pytest.mark.parametrize(("workers", "epochs"), [(0, 3), (2, 2)], ids=["no workers", "two workers"])
+@pytest.mark.parametrize(
+    ("workers", "epochs"), [(0, 3), pytest.param(2, 2, marks=pytest.mark.slow)], ids=["no workers", "two workers"]
+)
 def test_own_code_with_a_plain_dataloader_continues_bit_for_bit(
     interrupter: Interrupter, inside: Path, workers: int, epochs: int, both: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

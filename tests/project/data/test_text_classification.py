@@ -12,11 +12,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from litlab.data import token_cache
-from litlab.data.splits import Rows
 from litlab.errors import BadInput
 from litlab.files import cache_folder
 from project.data import text_classification
-from project.data.text_classification import TextClassification, check_labels, encode_labels
+from project.data.text_classification import TextClassification
 
 VOCABULARY = "the a film movie plot story actor good great fine bad poor dull not very too zebra cat's tree red 12"
 
@@ -281,11 +280,11 @@ FINE = labelled(*"ab" * 20)
 BAD = {
     "strings and integers": (
         {"train": [*FINE, {"text": "x", "label": 1}]},
-        r"train\.jsonl, row 41: column 'label' has the label 1, row 1 has 'a': use strings or integers, not both",
+        r"train\.jsonl, row 41: column 'label' has the label 1, but row 1 has 'a': use strings or integers, not both",
     ),
     "integers and strings": (
         {"train": [*labelled(*[0, 1] * 20), {"text": "x", "label": "1"}]},
-        r"train\.jsonl, row 41: column 'label' has the label '1', row 1 has 0: use strings or integers, not both",
+        r"train\.jsonl, row 41: column 'label' has the label '1', but row 1 has 0: use strings or integers, not both",
     ),
     "null": (
         {"train": [*FINE[:6], {"text": "x", "label": None}]},
@@ -297,15 +296,15 @@ BAD = {
     ),
     "a boolean": (
         {"train": labelled(*[True, False] * 9)},
-        r"train\.jsonl, row 1: column 'label' has the label True; labels are strings or integers",
+        r"train\.jsonl, row 1: column 'label' has the label True; labels must be strings or integers",
     ),
     "a fraction": (
         {"train": [*labelled(0, 1, 0), {"text": "x", "label": 0.5}]},
-        r"train\.jsonl, row 4: column 'label' has the label 0\.5; labels are strings or integers",
+        r"train\.jsonl, row 4: column 'label' has the label 0\.5; labels must be strings or integers",
     ),
     "a list": (
         {"train": labelled(["a"], ["b"])},
-        r"train\.jsonl, row 1: column 'label' has the label \['a'\]; labels are strings or integers",
+        r"train\.jsonl, row 1: column 'label' has the label \['a'\]; labels must be strings or integers",
     ),
     "one class": (
         {"train": labelled(*"a" * 40)},
@@ -313,7 +312,7 @@ BAD = {
     ),
     "all labels different": (
         {"train": labelled(*range(40))},
-        r"train\.jsonl: column 'label' has 40 different labels in 40 rows, but classes repeat: name the label column with --data\.label=",
+        r"train\.jsonl: column 'label' has 40 distinct labels in 40 rows, too many for classes: choose the label column",
     ),
     "a class that only validation has": (
         {"train": FINE, "validation": [*FINE[:9], {"text": "x", "label": "c"}], "test": FINE},
@@ -329,7 +328,7 @@ BAD = {
     ),
     "long labels of two types": (
         {"train": labelled("a" * 9000, 1)},
-        r"train\.jsonl, row 2: column 'label' has the label 1, row 1 has 'a{49}: use strings or integers, not both",
+        r"train\.jsonl, row 2: column 'label' has the label 1, but row 1 has 'a{49}: use strings or integers, not both",
     ),
     "one long class": (
         {"train": labelled(*["a" * 9000] * 40)},
@@ -461,13 +460,3 @@ def test_a_damaged_model_folder_gives_one_sentence(
 def test_no_such_model_gives_one_sentence(file: Path, tmp_path: Path) -> None:
     expected = r"no model '.*nowhere': there is no such folder; model\.pretrained takes a packaged model"
     assert re.search(expected, complaint(file, tmp_path / "nowhere"))
-
-
-def test_rows_of_the_hub_without_a_label_are_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = Rows("nli, split train", np.arange(4), [], [0, -1, 1, None], ["no", "yes"])
-    kept = check_labels(rows, "label")
-    assert kept.labels == [0, 1] and kept.ids.tolist() == [0, 2]
-    assert "nli, split train: 2 of 4 rows have no label and are skipped" in capsys.readouterr().err
-    hidden = Rows("nli, split test", np.arange(2), [], [-1, -1], ["no", "yes"])
-    with pytest.raises(BadInput, match=r"^nli, split test, row 1: the label -1 is not in the training split"):
-        encode_labels({"train": kept, "test": check_labels(hidden, "label")}, "label")

@@ -245,7 +245,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
 
 
 @pytest.mark.parametrize("padding_free", [True, False])
-@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("compile", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_padding_free_and_compiled_trainings_give_the_same_weights_as_a_plain_one(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, padding_free: bool, compile: bool
 ) -> None:

@@ -135,14 +135,14 @@ def test_with_likelihood_one_the_loss_is_that_of_the_targets(network: Callable[[
     assert found.item() == pytest.approx(usual.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("unsharded", [True, False])
+@pytest.mark.parametrize("unsharded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_training_on_the_risk_alone_finds_the_targets(unsharded: bool) -> None:
     made, some = t5(), batch()
     torch.manual_seed(3)
-    optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(made.parameters(), lr=5e-3)
     losses = []
-    for _ in range(300):
-        loss = expected_risk(made, some, torch.rand(32, 4), likelihood=0.0, unsharded=unsharded)
+    for _ in range(120):
+        loss = expected_risk(made, some, torch.rand(64, 4), likelihood=0.0, unsharded=unsharded)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -253,7 +253,7 @@ def test_equal_summaries_give_no_gradient(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_single_sample_is_refused(tiny_t5: Path) -> None:
-    with pytest.raises(BadInput, match=r"^model.risk_samples=1: one summary has no other to compare with; use at"):
+    with pytest.raises(BadInput, match=r"^model.risk_samples=1: minimum risk training compares summaries"):
         T5MinimumRisk(pretrained=str(tiny_t5), risk_samples=1)
 
 
