@@ -33,7 +33,7 @@ eval: .venv/installed ## score a run on the test split: make eval RUN=latest
 	@$(LITLAB) eval $(RUN) $(ARGS)
 
 # one thread per test: threads of several processes that wait for each other on the same cores slow all of them many times
-test: .venv/installed-dev ## run the tests, under five minutes: make test ARGS="tests/project -k idx"
+test: .venv/installed-dev ## run the tests, in a few minutes: make test ARGS="tests/project -k idx"
 	@OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal -m "not slow and not fuzz" $(ARGS)
 
 test-slow: .venv/installed-dev ## run the longer tests: all of MNIST, two processes, resuming after every hook, kills

@@ -1,1 +1,1 @@
-"""From files to batches: readers, splits, token cache, batches."""
+"""From files to batches: readers, splits, labels, token cache, batches."""

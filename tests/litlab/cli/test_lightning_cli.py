@@ -62,6 +62,7 @@ def test_a_users_own_model_and_data_need_neither_seed_nor_classes(inside: Path, 
     ],
     ids=lambda value: ascii(value)[:40],
 )
+@pytest.mark.filterwarnings(r"ignore:\s+Importing 'os\.path' is not allowed")  # one of these options names it
 def test_an_unusual_option_gives_one_short_line(options: list[str], message: str, inside: Path) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         LitlabCLI(["-c", EXPERIMENT, *options])

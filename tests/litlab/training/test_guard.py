@@ -144,7 +144,7 @@ def test_a_gradient_that_the_module_has_changed_is_clipped_by_its_new_norm(
 
     monkeypatch.setattr(SmallModel, "on_before_optimizer_step", enlarge)
     monkeypatch.setattr(SmallModel, "on_before_zero_grad", record)
-    run("fit", [*FIT, "--trainer.gradient_clip_val=0.5", "--trainer.max_steps=4"])
+    run("fit", [*FIT, "--trainer.gradient_clip_val=0.5", "--trainer.max_steps=4", "--trainer.val_check_interval=4"])
     assert norms == pytest.approx([0.5] * 3, rel=1e-4)
 
 

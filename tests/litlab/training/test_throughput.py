@@ -11,6 +11,7 @@ import pytest
 import torch
 from in_process import fit
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import DataLoader, TensorDataset
@@ -99,7 +100,8 @@ def train(
         **{"max_epochs": 1, "log_every_n_steps": 2, **options},
     )
     trainer.fit_loop = FitLoop(trainer, last_checkpoint, Interrupts())
-    trainer.fit(module, loader, val_dataloaders=DataLoader(TensorDataset(torch.ones(2, 1))))
+    validates = is_overridden("validation_step", module)
+    trainer.fit(module, loader, DataLoader(TensorDataset(torch.ones(2, 1))) if validates else None)
     return [row for row in rows(folder) if "train/peak_memory_gb" in row]
 
 

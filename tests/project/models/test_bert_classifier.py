@@ -74,6 +74,7 @@ def test_the_loss_is_the_mean_cross_entropy_times_the_weight(tiny_bert: Path) ->
     assert torch.allclose(model.training_step({**data, "weight": 0.25}, 0), expected / 4)
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no trainer here
 def test_label_smoothing_is_used_in_the_training_loss_only(tiny_bert: Path) -> None:
     model, data = built(tiny_bert, label_smoothing=0.2), batch(tiny_bert, TEXTS)
     logits = model(data)
